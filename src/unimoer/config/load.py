@@ -1,0 +1,80 @@
+"""YAML and dotted overrides in, a checked `ExperimentConfig` out; every mistake is one line that names its field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from unimoer.config.experiment import ExperimentConfig
+from unimoer.errors import UserError, did_you_mean
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a YAML file and apply overrides such as `training.optimizer.lr=1e-3` or `seeds=[1,2]`.
+
+    Raises:
+        UserError: the file is missing or no YAML, a key is unknown, a value has the wrong type or range.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {override}: write key=value, for example training.optimizer.lr=1e-3")
+    try:
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        content = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    return parse_config(content, str(path))
+
+
+def parse_config(content: Any, where: str) -> ExperimentConfig:
+    """Validate plain data; `where` names its origin in messages."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected keys and values at the top level")
+    try:
+        return ExperimentConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, as `field: what is wrong; what to do`."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    field = ".".join(path) or "configuration"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown key{did_you_mean(path[-1], _keys_beside(path))}{more}"
+    if first["type"] == "missing":
+        return f"{field}: required, but missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    return f"{field}: {message[:1].lower()}{message[1:]}{given}{more}"
+
+
+def _keys_beside(path: Sequence[str]) -> list[str]:
+    """Valid keys at the level where `path` ends, found by walking the models."""
+    models: list[type[BaseModel]] = [ExperimentConfig]
+    for part in path[:-1]:
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        # A part that is no field is a dictionary's key or a union's tag: the models found so far still stand.
+        models = [model for annotation in fields for model in _models_in(annotation)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

@@ -1,0 +1,99 @@
+"""One function that turns any source of data into a RetrievalDataset.
+
+A new kind of source is one loader and one line in `LOADERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unimoer.data.beir import Report, fail, read_beir, write_beir
+from unimoer.data.embedded import DOMAINS, load_embedded
+from unimoer.data.hub import load_hf, load_ir
+from unimoer.errors import UserError, did_you_mean
+from unimoer.types import Qrels, RetrievalDataset
+
+__all__ = ["LOADERS", "Checked", "check", "judged", "load_dataset", "write_beir"]
+
+LOADERS: dict[str, Callable[[str, Report], RetrievalDataset]] = {
+    "embedded": lambda name, report: load_embedded(name),
+    "hf": load_hf,
+    "ir": load_ir,
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What could be read, None when nothing could, and every problem as one line."""
+
+    dataset: RetrievalDataset | None
+    problems: list[str]
+
+
+def load_dataset(source: str | Path, split: str | None = None) -> RetrievalDataset:
+    """Load a folder in BEIR layout, or `embedded:NAME`, `hf:ID_OR_FOLDER`, `ir:ID`; a domain's bare name also works.
+
+    With `split`, only its judgements and their queries are kept; the corpus stays whole. Queries without a relevant
+    document stay in `queries`: take the ones to train and evaluate on from `judged`.
+
+    Raises UserError for an unknown source or split, and for the first problem in the data, with file and line.
+    """
+    dataset = _load(str(source), fail)
+    if split is None:
+        return dataset
+    if split not in dataset.qrels:
+        raise UserError(f"{source}: has no split '{split}'{did_you_mean(split, dataset.qrels)}")
+    qrels = dataset.qrels[split]
+    return replace(dataset, queries={key: dataset.queries[key] for key in qrels}, qrels={split: qrels})
+
+
+def judged(dataset: RetrievalDataset, split: str) -> Qrels:
+    """The judgements of the queries of a split that have at least one relevant document; empty for no such split.
+
+    Grades of 0 and below are kept: they are judged negatives.
+    """
+    return {query: grades for query, grades in dataset.split(split).items() if any(g > 0 for g in grades.values())}
+
+
+def check(source: str | Path) -> Checked:
+    """Read a source to its end and collect every problem instead of stopping at the first.
+
+    Beyond what loading refuses, it reports queries that no split judges or that have no relevant document.
+    """
+    problems: list[str] = []
+    try:
+        dataset = _load(str(source), problems.append)
+    except UserError as error:
+        return Checked(None, [*problems, str(error)])
+    judged_somewhere: set[str] = set()
+    for split, qrels in dataset.qrels.items():
+        judged_somewhere.update(qrels)
+        positive = judged(dataset, split)
+        problems += [
+            f"{source}: query '{query}' has no relevant document in split '{split}'"
+            for query in qrels
+            if query not in positive
+        ]
+    problems += [
+        f"{source}: query '{query}' is judged in no split" for query in dataset.queries if query not in judged_somewhere
+    ]
+    return Checked(dataset, problems)
+
+
+def _load(source: str, report: Report) -> RetrievalDataset:
+    path = Path(source)
+    if path.is_dir():
+        return read_beir(path, report=report)
+    if path.exists():
+        raise UserError(f"'{source}' is a file; a data set is a folder with corpus.jsonl, queries.jsonl and qrels/")
+    prefix, colon, rest = source.partition(":")
+    if colon and "/" not in prefix and "\\" not in rest:
+        if prefix not in LOADERS:
+            raise UserError(f"'{source}': unknown kind of source '{prefix}:'{did_you_mean(prefix, LOADERS)}")
+        return LOADERS[prefix](rest, report)
+    if source in DOMAINS:
+        return load_embedded(source)
+    hint = "" if "/" in source or "\\" in source else did_you_mean(source, DOMAINS)
+    raise UserError(f"folder '{source}' does not exist{hint}")

@@ -1,0 +1,103 @@
+"""The only place where text becomes a prompt, and a prompt becomes token ids.
+
+The prompt's own words are never truncated: a query or document is cut to its own budget first, and the whole
+prompt is tokenised afterwards. So a reranking prompt always ends in its suffix, where the answer is read, and
+byte-pair merges across the seams are those of the finished text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from unimoer.config import PromptConfig
+from unimoer.errors import UserError
+
+
+class Prompter:
+    """Renders and tokenises the three kinds of input under one `PromptConfig`.
+
+    Raises:
+        UserError: a template lacks its field, or the tokenizer cannot say which characters a token covers.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> None:
+        if not tokenizer.is_fast:
+            raise UserError("model.base: its tokenizer has no fast version, which truncation of prompts needs")
+        for name, template, fields in (
+            ("query", config.query, ("{query}",)),
+            ("document", config.document, ("{document}",)),
+            ("pair", config.pair, ("{query}", "{document}")),
+        ):
+            for field in fields:
+                if template.count(field) != 1:
+                    raise UserError(f"model.prompts.{name}: must contain {field} exactly once")
+        self.tokenizer = tokenizer
+        self.config = config
+        self._prefix = [tokenizer.bos_token_id] if self._adds_bos(tokenizer) else []
+        self._suffix = [tokenizer.eos_token_id] if config.append_eos else []
+        if self._suffix == [None]:
+            raise UserError("model.prompts.append_eos: the tokenizer has no end-of-text token; set it to false")
+        # Control tokens inside user text would let a document end the prompt it stands in.
+        control = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+
+    @staticmethod
+    def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+        ids = tokenizer("a").input_ids
+        return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+    def queries(self, texts: Sequence[str], instruction: str | None = None) -> list[list[int]]:
+        """Token ids of queries to embed."""
+        cut = self._cut(texts, self.config.max_query_tokens)
+        return self._embedding_ids([self._fill(self.config.query, instruction, query=text) for text in cut])
+
+    def documents(self, texts: Sequence[str], instruction: str | None = None) -> list[list[int]]:
+        """Token ids of documents to embed."""
+        cut = self._cut(texts, self.config.max_document_tokens)
+        return self._embedding_ids([self._fill(self.config.document, instruction, document=text) for text in cut])
+
+    def pairs(
+        self, queries: Sequence[str], documents: Sequence[str], instruction: str | None = None
+    ) -> list[list[int]]:
+        """Token ids of query-document pairs to score; `queries` and `documents` are aligned."""
+        cut_queries = self._cut(queries, self.config.max_query_tokens)
+        cut_documents = self._cut(documents, self.config.max_document_tokens)
+        prompts = [
+            self._fill(self.config.pair, instruction, query=query, document=document)
+            for query, document in zip(cut_queries, cut_documents, strict=True)
+        ]
+        return [self._prefix + ids for ids in self._tokenise(prompts)]
+
+    def _fill(self, template: str, instruction: str | None, **fields: str) -> str:
+        fields["instruction"] = self.config.instruction if instruction is None else instruction
+        # One pass, so that braces inside a user's text are never taken for a field.
+        return re.sub(r"\{(instruction|query|document)\}", lambda match: fields.get(match[1], match[0]), template)
+
+    def _embedding_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [self._prefix + ids + self._suffix for ids in self._tokenise(prompts)]
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    def _cut(self, texts: Sequence[str], budget: int) -> list[str]:
+        """Each text without control tokens, shortened to at most `budget` tokens of its own."""
+        clean = [text if self._control is None else self._control.sub("", text) for text in texts]
+        # A token covers at least one byte: shorter texts need no look.
+        long = [index for index, text in enumerate(clean) if len(text.encode()) > budget]
+        if long:
+            encoded = self.tokenizer(
+                [clean[index] for index in long],
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            for index, offsets in zip(long, encoded.offset_mapping, strict=True):
+                if len(offsets) > budget:
+                    clean[index] = clean[index][: offsets[budget - 1][1]]
+        return clean

@@ -1,0 +1,273 @@
+"""The verdict: does one adapter for both tasks cost either task anything against its specialist?
+
+Task interference ratio (TIR) = (specialist - joint) / specialist on one metric, in percent; positive means that the
+joint model is worse. The verdict reads point estimates against two lines fixed beforehand. Beside it stands what the
+intervals support, because an estimate of 2.1% with an interval from -1% to 5% passes the first and proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unimoer.errors import UserError
+from unimoer.evaluation import statistics
+from unimoer.evaluation.statistics import Array, Interval, SeedScores
+from unimoer.experiments.results import JOINT, SPECIALIST, UNTRAINED, Scores
+from unimoer.types import Task
+
+SEEDS_NEEDED = 3
+"""Fewer say nothing about seed noise, so a verdict on them is preliminary."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Lines in percent: PASS if either task reaches `pass_line`, FAIL if both stay below `fail_line`."""
+
+    metric: str = "ndcg@10"
+    pass_line: float = 2.0
+    fail_line: float = 1.0
+
+    @classmethod
+    def from_plan(cls, values: Mapping[str, Any]) -> Criterion:
+        """From plan.json's `{"metric", "pass", "fail"}`. Raises UserError for a bad one, named by its field."""
+        try:
+            found = cls(str(values["metric"]), float(values["pass"]), float(values["fail"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"criterion needs metric, pass and fail ({type(error).__name__}: {error})") from None
+        if found.fail_line > found.pass_line:
+            raise UserError(f"criterion: the fail line {found.fail_line} is above the pass line {found.pass_line}")
+        return found
+
+    def verdict(self, ratios: Iterable[float | None]) -> str:
+        """PASS, FAIL or MARGINAL of the point estimates; an undefined one (None) can support neither."""
+        known = list(ratios)
+        if any(ratio is not None and ratio >= self.pass_line for ratio in known):
+            return "PASS"
+        if all(ratio is not None and ratio < self.fail_line for ratio in known):
+            return "FAIL"
+        return "MARGINAL"
+
+    def region(self, low: float, high: float) -> str:
+        """Where a whole interval lies: above_pass, below_fail, between, or which line it straddles."""
+        if math.isnan(low) or math.isnan(high):
+            return "undefined"
+        if low >= self.pass_line:
+            return "above_pass"
+        if high < self.fail_line:
+            return "below_fail"
+        if low >= self.fail_line:
+            return "between" if high < self.pass_line else "straddles_pass"
+        return "straddles_fail" if high < self.pass_line else "straddles_both"
+
+
+def decide(
+    scores: Scores,
+    criterion: Criterion,
+    seeds: Sequence[int],
+    conflicts: Sequence[Mapping[str, Any]] = (),
+    joint: str = JOINT,
+    replicates: int = statistics.REPLICATES,
+    seed: int = statistics.SEED,
+) -> dict[str, Any]:
+    """The content of decision.json: a deterministic function of the scores, with no time, date or path in it.
+
+    `conflicts` are the lines of the joint runs' gradient_conflicts.jsonl. Scores are in the metric's units, ratios in
+    percent, undefined numbers None. p-values are corrected over two families: the two tasks (primary), and all pairs
+    of task and data set (exploratory).
+
+    Raises UserError where an arm, a seed or a data set is missing.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    datasets: dict[str, dict[str, Any]] = {}
+    for task in Task:
+        roles = {"specialist": SPECIALIST[task], "joint": joint, "untrained": UNTRAINED}
+        names = scores.datasets(task)
+        if not names:
+            raise UserError(f"no {task} scores of arm '{SPECIALIST[task]}': finish the experiment")
+        systems: dict[str, SeedScores] = {
+            role: {name: scores.matrix(arm, task, name, criterion.metric, seeds) for name in names}
+            for role, arm in roles.items()
+        }
+        means = statistics.bootstrap_means(systems, replicates, seed)
+        tasks[task] = _compare(systems, means, names, criterion, seeds, seed)
+        for name in names:
+            datasets.setdefault(name, {})[task] = _compare(systems, means, [name], criterion, seeds, seed)
+    _correct(list(tasks.values()))
+    _correct([cell for by_task in datasets.values() for cell in by_task.values()])
+
+    reasons = _preliminary_reasons(tasks, len(seeds))
+    regions = {task: found["tir"]["region"] for task, found in tasks.items()}
+    return {
+        "verdict": criterion.verdict(found["tir"]["mean"] for found in tasks.values()),
+        "preliminary": bool(reasons),
+        "preliminary_reasons": reasons,
+        "interval_verdict": {"verdict": _interval_verdict(list(regions.values())), "tasks": regions},
+        "criterion": {"metric": criterion.metric, "pass": criterion.pass_line, "fail": criterion.fail_line},
+        "seeds": list(seeds),
+        "tasks": tasks,
+        "datasets": datasets,
+        "gradient_conflicts": summarise_conflicts(conflicts),
+        "method": {
+            "interval": "95% percentile bootstrap, macro-averaged over data sets inside each replicate",
+            "resampled": next(iter(tasks.values()))["tir"]["resampled"],
+            "replicates": replicates,
+            "resampling_seed": seed,
+            "test": "two-sided sign-flip randomisation over queries, differences averaged over seeds",
+            "families": {"primary": len(tasks), "exploratory": sum(len(found) for found in datasets.values())},
+        },
+    }
+
+
+def summarise_conflicts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Mean cosine of the two tasks' gradients, how often it is negative, and its noise ceiling; overall and by layer.
+
+    The gradients are those with respect to the frozen weights, so the numbers do not depend on how a LoRA update is
+    split into its two factors. `noise_ceiling` is the largest cosine that two noisy estimates of one and the same
+    gradient would show, the geometric mean of the two within-task split-half cosines: a cross-task cosine near 0 says
+    little where the ceiling itself is near 0. None without lines.
+    """
+    defined = [line for line in lines if line.get("cosine") is not None]
+    if not defined:
+        return None
+    layers = sorted({line["layer"] for line in defined}, key=lambda layer: (isinstance(layer, str), layer))
+    return {
+        **_conflict_means(defined),
+        "steps": len({line["step"] for line in defined}),
+        "by_layer": [
+            {"layer": layer, **_conflict_means([line for line in defined if line["layer"] == layer])}
+            for layer in layers
+        ],
+    }
+
+
+def _compare(
+    systems: Mapping[str, SeedScores],
+    means: Mapping[str, Mapping[str, Array]],
+    names: Sequence[str],
+    criterion: Criterion,
+    seeds: Sequence[int],
+    resampling_seed: int,
+) -> dict[str, Any]:
+    """One row of the verdict: the macro average over `names`, which may be a single data set."""
+    chosen = {role: {name: scores[name] for name in names} for role, scores in systems.items()}
+    replicate = {role: statistics.macro({name: found[name] for name in names}) for role, found in means.items()}
+    by_seed = {role: _macro_by_seed(scores) for role, scores in chosen.items()}
+    ratios = statistics.tir(by_seed["specialist"], by_seed["joint"])
+
+    def interval(estimate: float, values: Array) -> Interval:
+        return statistics.percentile_interval(estimate, values, len(seeds))
+
+    ratio = interval(float(ratios.mean()), statistics.tir(replicate["specialist"], replicate["joint"]))
+    gain = interval(
+        float((by_seed["specialist"] - by_seed["untrained"]).mean()), replicate["specialist"] - replicate["untrained"]
+    )
+    difference = interval(
+        float((by_seed["specialist"] - by_seed["joint"]).mean()), replicate["specialist"] - replicate["joint"]
+    )
+    found: dict[str, Any] = {
+        role: {
+            "mean": float(values.mean()),
+            "std": _std(values),
+            "ci95": _bounds(interval(0.0, replicate[role])),
+            "per_seed": _per_seed(values, seeds),
+        }
+        for role, values in by_seed.items()
+    }
+    found["tir"] = {
+        "mean": _number(ratio.estimate),
+        "std": _std(ratios),
+        "ci95": _bounds(ratio),
+        "per_seed": _per_seed(ratios, seeds),
+        "region": criterion.region(ratio.low, ratio.high),
+        "resampled": ratio.resampled,
+    }
+    found["difference"] = {"mean": difference.estimate, "ci95": _bounds(difference)}
+    found["gain"] = {"mean": gain.estimate, "ci95": _bounds(gain)}
+    found["p_value"] = statistics.sign_flip_test(chosen["specialist"], chosen["joint"], seed=resampling_seed)
+    # Interference is a share of what was learned on top of the base: with nothing learned there is nothing to lose.
+    found["status"] = "ok" if gain.low > 0.0 else "underpowered"
+    found["queries"] = sum(scores.shape[1] for scores in chosen["specialist"].values())
+    return found
+
+
+def _correct(cells: Sequence[dict[str, Any]]) -> None:
+    p_values = [cell["p_value"] for cell in cells]
+    adjusted = zip(cells, statistics.holm(p_values), statistics.bonferroni(p_values), strict=True)
+    for cell, step_down, single_step in adjusted:
+        cell["p_holm"], cell["p_bonferroni"] = step_down, single_step
+
+
+def _preliminary_reasons(tasks: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
+    reasons = [
+        f"{task}: the specialist does not beat the untrained model beyond doubt "
+        f"(gain {found['gain']['mean']:+.3f}, 95% interval {found['gain']['ci95'][0]:+.3f} "
+        f"to {found['gain']['ci95'][1]:+.3f})"
+        for task, found in tasks.items()
+        if found["status"] == "underpowered"
+    ]
+    if seeds < SEEDS_NEEDED:
+        missing = "the intervals hold no seed noise" if seeds == 1 else "seed noise is barely known"
+        reasons.append(f"{seeds} {'seed' if seeds == 1 else 'seeds'} of at least {SEEDS_NEEDED}: {missing}")
+    return reasons
+
+
+def _interval_verdict(regions: Sequence[str]) -> str:
+    """The verdict that whole intervals support; INCONCLUSIVE where a line runs through one that matters."""
+    if "above_pass" in regions:
+        return "PASS"
+    if all(region == "below_fail" for region in regions):
+        return "FAIL"
+    if all(region in ("below_fail", "between") for region in regions):
+        return "MARGINAL"
+    return "INCONCLUSIVE"
+
+
+def _conflict_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def mean(name: str) -> float | None:
+        values = [float(line[name]) for line in lines if line.get(name) is not None]
+        return math.fsum(values) / len(values) if values else None
+
+    pairs = [(line.get("reliability_embedding"), line.get("reliability_reranking")) for line in lines]
+    ceilings = [
+        # A split-half cosine below 0 is noise around an unreliable gradient: its ceiling is 0.
+        math.sqrt(max(float(first), 0.0) * max(float(second), 0.0))
+        for first, second in pairs
+        if first is not None and second is not None
+    ]
+    return {
+        "mean_cosine": mean("cosine"),
+        "mean_cosine_corrected": mean("cosine_corrected"),
+        "negative_share": sum(line["cosine"] < 0.0 for line in lines) / len(lines),
+        "reliability_embedding": mean("reliability_embedding"),
+        "reliability_reranking": mean("reliability_reranking"),
+        "noise_ceiling": math.fsum(ceilings) / len(ceilings) if ceilings else None,
+        "magnitude_similarity": mean("magnitude_similarity"),
+        "measurements": len(lines),
+    }
+
+
+def _macro_by_seed(scores: SeedScores) -> Array:
+    """Macro average over data sets for each seed, `[seeds]`."""
+    return np.mean([scores[name].mean(axis=1) for name in sorted(scores)], axis=0)
+
+
+def _std(values: Array) -> float | None:
+    """Sample standard deviation over seeds; None for a single seed, whose spread is unknown rather than zero."""
+    return _number(float(np.std(values, ddof=1))) if len(values) > 1 else None
+
+
+def _per_seed(values: Array, seeds: Sequence[int]) -> dict[str, float | None]:
+    return {str(seed): _number(float(value)) for seed, value in zip(seeds, values, strict=True)}
+
+
+def _bounds(interval: Interval) -> list[float | None]:
+    return [_number(interval.low), _number(interval.high)]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

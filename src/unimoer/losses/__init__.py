@@ -1,0 +1,1 @@
+"""Pure functions of tensors: `(loss, metrics)`. A loss never sees the model."""

@@ -1,0 +1,1 @@
+"""Token batches in, embeddings or scores out."""

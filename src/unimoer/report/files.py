@@ -1,0 +1,86 @@
+"""What a report is made of: the result files of an experiment folder, read once and checked once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimoer.errors import UserError
+from unimoer.types import Task, TrainingMode
+
+SPECIALIST = {Task.EMBEDDING: TrainingMode.EMB_ONLY.value, Task.RERANKING: TrainingMode.RANK_ONLY.value}
+JOINT = TrainingMode.JOINT_SINGLE.value
+UNTRAINED = "untrained"
+BM25 = "bm25"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parsed `decision.json` and `results.json` of a folder, and access to the logs of its runs."""
+
+    folder: Path
+    decision: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Experiment:
+        """Raises UserError in one line for a missing or broken file."""
+        return cls(folder, read_json(folder / "decision.json"), read_json(folder / "results.json"))
+
+    @property
+    def metric(self) -> str:
+        return str(self.decision["criterion"]["metric"])
+
+    @property
+    def datasets(self) -> list[str]:
+        return sorted(self.decision["datasets"])
+
+    @property
+    def seeds(self) -> list[int]:
+        return [int(seed) for seed in self.decision["seeds"]]
+
+    def runs(self, arm: str) -> list[Mapping[str, Any]]:
+        return [run for run in self.results["runs"] if run["arm"] == arm]
+
+    def log(self, run: Mapping[str, Any], name: str, identity: Sequence[str]) -> list[dict[str, Any]]:
+        """Lines of a run's JSONL log, the last for each value of the `identity` fields; empty where there is no log.
+
+        A killed and resumed run may have logged a step twice or left half a line.
+        """
+        path = self.folder / "runs" / str(run["folder"]) / name
+        lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+        if not path.exists():
+            return []
+        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                line = json.loads(text)
+                lines[tuple(line[key] for key in identity)] = line
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+        return list(lines.values())
+
+    def config(self, run: Mapping[str, Any]) -> str:
+        """The text of a run's config.yaml, empty for a run that has none."""
+        path = self.folder / "runs" / str(run["folder"]) / "config.yaml"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError in one line for a missing or broken one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: missing; `unimoer analyze` writes it from a finished experiment") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

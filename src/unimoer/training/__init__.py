@@ -1,0 +1,1 @@
+"""Data, model and losses become a trained run."""

@@ -1,0 +1,137 @@
+"""The nouns of the project. A leaf: imports nothing of ours, and torch only for annotations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Query id -> document id -> grade; a grade above 0 is relevant."""
+
+Run = Mapping[str, Mapping[str, float]]
+"""Query id -> document id -> score; higher is better."""
+
+
+class Task(StrEnum):
+    EMBEDDING = "embedding"
+    RERANKING = "reranking"
+
+
+class TrainingMode(StrEnum):
+    """What one run trains: a specialist for one task, or one adapter for both."""
+
+    EMB_ONLY = "emb_only"
+    RANK_ONLY = "rank_only"
+    JOINT_SINGLE = "joint_single"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        match self:
+            case TrainingMode.EMB_ONLY:
+                return (Task.EMBEDDING,)
+            case TrainingMode.RANK_ONLY:
+                return (Task.RERANKING,)
+            case TrainingMode.JOINT_SINGLE:
+                return (Task.EMBEDDING, Task.RERANKING)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    text: str
+    title: str = ""
+
+    @property
+    def content(self) -> str:
+        """Title and text as one string: what is indexed, embedded and reranked."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True)
+class RetrievalDataset:
+    """A corpus, its queries, and relevance judgements by split (`train`, `dev`, `test`)."""
+
+    name: str
+    corpus: Mapping[str, Document]
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Qrels]
+    notes: str = ""
+
+    def split(self, name: str) -> Qrels:
+        """Judgements of one split; empty when the data set has none."""
+        return self.qrels.get(name, {})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content; names cached derivatives and stands in every result's provenance."""
+        digest = hashlib.sha256()
+        for key in sorted(self.corpus):
+            document = self.corpus[key]
+            digest.update(f"d\0{key}\0{document.title}\0{document.text}\0".encode())
+        for key in sorted(self.queries):
+            digest.update(f"q\0{key}\0{self.queries[key]}\0".encode())
+        for split in sorted(self.qrels):
+            for query in sorted(self.qrels[split]):
+                for document_id, grade in sorted(self.qrels[split][query].items()):
+                    digest.update(f"r\0{split}\0{query}\0{document_id}\0{grade}\0".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One query with judged and mined documents of one domain; both tasks train on the same examples."""
+
+    domain: str
+    query_id: str
+    query: str
+    positive_ids: tuple[str, ...]
+    negative_ids: tuple[str, ...]
+    """Mined hard negatives, hardest first."""
+
+
+@dataclass(slots=True)
+class TokenBatch:
+    """Padded token ids, `[B, T]`. `position_ids` count real tokens, so both padding sides give the same output."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+    def to(self, device: str) -> TokenBatch:
+        return TokenBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.attention_mask.sum())
+
+
+@dataclass(slots=True)
+class EmbeddingBatch:
+    """Queries `[Q]`; documents `[Q positives | Q*H hard negatives]`, negatives grouped by query.
+
+    `relevant[i, j]` is true where document j is known to be relevant to query i: it is never used as a negative.
+    """
+
+    domain: str
+    queries: TokenBatch
+    documents: TokenBatch
+    relevant: Tensor
+
+
+@dataclass(slots=True)
+class RerankingBatch:
+    """`G` groups of `K` query-document pairs, flattened to `[G*K]`; `labels [G, K]` with the positive first."""
+
+    domain: str
+    pairs: TokenBatch
+    labels: Tensor

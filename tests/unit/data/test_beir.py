@@ -1,0 +1,170 @@
+"""Reading and writing BEIR folders: the round trip, and one clear line for every kind of broken file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unimoer.data import check, load_dataset, write_beir
+from unimoer.errors import UserError
+from unimoer.types import Document, RetrievalDataset
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+ids = texts.filter(lambda text: text.split() == [text])
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> RetrievalDataset:
+    corpus = draw(st.dictionaries(ids, st.builds(Document, texts, texts), min_size=1, max_size=6))
+    queries = draw(st.dictionaries(ids, texts.filter(str.strip), min_size=1, max_size=4))
+    grades = st.dictionaries(st.sampled_from(sorted(corpus)), st.integers(-1, 3), min_size=1)
+    splits = st.dictionaries(st.sampled_from(sorted(queries)), grades, min_size=1)
+    qrels = draw(st.dictionaries(st.sampled_from(["train", "dev", "test", "extra"]), splits))
+    first = {min(queries): {min(corpus): 1}}
+    return RetrievalDataset("random", corpus, queries, {**qrels, "train": first})
+
+
+@given(datasets())
+@settings(max_examples=60, deadline=None)
+def test_round_trip(dataset: RetrievalDataset) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "random"
+        write_beir(dataset, folder)
+        loaded = load_dataset(folder)
+    assert loaded == dataset
+    assert loaded.fingerprint == dataset.fingerprint
+    assert list(loaded.corpus) == list(dataset.corpus)
+
+
+def test_gzip_and_headerless_qrels_read_the_same(dataset: RetrievalDataset, folder: Path) -> None:
+    for path in [folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / "train.tsv"]:
+        content = path.read_bytes()
+        if path.suffix == ".tsv":
+            content = content.split(b"\n", 1)[1]
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
+        path.unlink()
+    assert load_dataset(str(folder)) == dataset
+
+
+def test_windows_line_ends_blank_lines_and_byte_order_marks_are_read(dataset: RetrievalDataset, folder: Path) -> None:
+    for path in [folder / "corpus.jsonl", folder / "qrels" / "test.tsv"]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert load_dataset(folder) == dataset
+
+
+def test_title_may_be_missing_or_null(folder: Path) -> None:
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d8", "text": "no title"}\n{"_id": "d9", "title": null, "text": "null title"}\n')
+    corpus = load_dataset(folder).corpus
+    assert corpus["d8"] == Document("no title")
+    assert corpus["d9"] == Document("null title")
+
+
+def test_write_refuses_a_folder_with_content(dataset: RetrievalDataset, folder: Path) -> None:
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        write_beir(dataset, folder)
+
+
+def append(name: str, line: str | bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with (folder / name).open("ab") as file:
+            file.write(line if isinstance(line, bytes) else line.encode() + b"\n")
+
+    return change
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return change
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+BROKEN = [
+    (append("corpus.jsonl", '{"_id": "d6", "text": '), "corpus.jsonl:6: is not valid JSON: "),
+    (append("corpus.jsonl", b'{"_id": "\xff"}\n'), "corpus.jsonl:6: is not valid UTF-8"),
+    (append("corpus.jsonl", "[1]"), "corpus.jsonl:6: must be a JSON object, found list"),
+    (append("corpus.jsonl", '{"text": "x"}'), "corpus.jsonl:6: field '_id' is missing"),
+    (append("corpus.jsonl", '{"_id": "d6"}'), "corpus.jsonl:6: field 'text' is missing"),
+    (append("corpus.jsonl", '{"_id": 6, "text": "x"}'), "corpus.jsonl:6: field '_id' must be a string, found int"),
+    (append("corpus.jsonl", '{"_id": "d6", "text": null}'), "corpus.jsonl:6: field 'text' must be a string, found"),
+    (append("corpus.jsonl", '{"_id": "d6", "title": 1, "text": ""}'), "corpus.jsonl:6: field 'title' must be a string"),
+    (append("corpus.jsonl", '{"_id": "d 6", "text": "x"}'), "an id must not be empty or hold white space"),
+    (append("corpus.jsonl", '{"_id": "d6", "text": "\\ud800"}'), "corpus.jsonl:6: field 'text' holds a character"),
+    (append("corpus.jsonl", '{"_id": "d1", "text": "x"}'), "corpus.jsonl:6: duplicate document id 'd1'"),
+    (append("queries.jsonl", '{"_id": "q1", "text": "x"}'), "queries.jsonl:4: duplicate query id 'q1'"),
+    (append("queries.jsonl", '{"_id": "q4", "text": " "}'), "queries.jsonl:4: the text of query 'q4' is empty"),
+    (append("qrels/test.tsv", "q3\td9\t1"), "test.tsv:3: document 'd9' is judged but is not in the corpus"),
+    (append("qrels/test.tsv", "q9\td1\t1"), "test.tsv:3: query 'q9' is judged but is not among the queries"),
+    (append("qrels/test.tsv", "q3\td3"), "test.tsv:3: has 2 tab-separated fields; 3 are needed"),
+    (append("qrels/test.tsv", "q3\td1\tyes"), "test.tsv:3: the grade must be a whole number, found 'yes'"),
+    (append("qrels/test.tsv", "q3\td3\t0"), "test.tsv:3: document 'd3' is judged 0 for query 'q3', and 1 before"),
+    (append("qrels/test.tsv", b"\xff\t\t\n"), "test.tsv:3: is not valid UTF-8"),
+    (write("qrels/test.tsv", "q3\td3\tx\n"), "test.tsv:1: the grade must be a whole number, found 'x'"),
+    (remove("corpus.jsonl"), "holds no corpus.jsonl or corpus.jsonl.gz"),
+    (remove("queries.jsonl"), "holds no queries.jsonl or queries.jsonl.gz"),
+    (remove("qrels/train.tsv", "qrels/test.tsv"), "holds no qrels/*.tsv"),
+    (write("corpus.jsonl", ""), "fruit: the corpus is empty"),
+    (write("queries.jsonl", "\n"), "fruit: there are no queries"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_a_broken_folder_gives_one_line_with_file_and_line(
+    folder: Path, change: Callable[[Path], None], message: str
+) -> None:
+    change(folder)
+    with pytest.raises(UserError) as caught:
+        load_dataset(folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value) in check(folder).problems
+
+
+def test_a_data_set_without_any_relevant_document_is_refused(folder: Path) -> None:
+    write("qrels/train.tsv", "q1\td1\t0\n")(folder)
+    write("qrels/test.tsv", "q3\td3\t0\n")(folder)
+    with pytest.raises(UserError, match="fruit: no query has a relevant document"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b'{"_id": "d1"}' * 1000)[:-20]])
+def test_a_broken_gzip_file_is_named(folder: Path, content: bytes) -> None:
+    (folder / "corpus.jsonl").unlink()
+    (folder / "corpus.jsonl.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"corpus\.jsonl\.gz.*"):
+        load_dataset(folder)
+
+
+def test_check_reports_every_problem_and_still_reads_the_rest(folder: Path) -> None:
+    append("corpus.jsonl", "oops")(folder)
+    append("corpus.jsonl", json.dumps({"_id": "d7", "text": "kept"}))(folder)
+    append("queries.jsonl", '{"_id": "q4", "text": "judged nowhere"}')(folder)
+    append("queries.jsonl", '{"_id": "q5", "text": "only a negative"}')(folder)
+    append("qrels/test.tsv", "q5\td1\t0")(folder)
+    append("qrels/test.tsv", "q5\tgone\t1")(folder)
+    checked = check(folder)
+    assert checked.dataset is not None
+    assert "d7" in checked.dataset.corpus
+    assert [problem.removeprefix(str(folder)) for problem in checked.problems] == [
+        "/corpus.jsonl:6: is not valid JSON: Expecting value: line 1 column 1 (char 0)",
+        "/qrels/test.tsv:4: document 'gone' is judged but is not in the corpus",
+        ": query 'q5' has no relevant document in split 'test'",
+        ": query 'q4' is judged in no split",
+    ]

@@ -1,0 +1,81 @@
+"""The verbs of `unimoer data`, called as the command line calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unimoer import assets
+from unimoer.assets import ASSETS
+from unimoer.cli import data as cli
+from unimoer.data import load_dataset
+from unimoer.data.embedded import DOMAINS
+from unimoer.errors import UserError
+from unimoer.types import RetrievalDataset
+
+runner = CliRunner()
+
+
+def test_list_shows_counts_and_every_notice(cache: Path) -> None:
+    result = runner.invoke(cli.app, ["list"])
+    assert result.exit_code == 0
+    for domain in DOMAINS.values():
+        assert str(domain.documents) in result.output
+        assert f"{domain.name}: {domain.attribution}. {domain.licence}." in result.output.splitlines()
+    assert "yes" not in result.output
+    wheel = assets.wheel_path(ASSETS["cwe"])
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    assert runner.invoke(cli.app, ["list"]).output.count("yes") == 1
+
+
+def test_check_of_sound_data_prints_its_sizes(folder: Path) -> None:
+    result = runner.invoke(cli.app, ["check", str(folder)])
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "fruit: 5 documents, 3 queries",
+        "train: 2 queries with relevant documents, 3 judgements",
+        "test: 1 queries with relevant documents, 1 judgements",
+        "median words: query 2, document 8",
+        "no problems",
+    ]
+
+
+def test_check_prints_every_problem_on_one_line_and_exits_with_2(folder: Path) -> None:
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write("{\n" + '{"_id": "d1", "text": "again"}\n')
+    result = runner.invoke(cli.app, ["check", str(folder)])
+    assert result.exit_code == 2
+    lines = result.output.splitlines()
+    assert lines[0] == "fruit: 5 documents, 3 queries"
+    assert lines[-1] == "2 problems"
+    assert lines[-3].startswith(f"{folder}/corpus.jsonl:6: is not valid JSON: ")
+    assert lines[-2] == f"{folder}/corpus.jsonl:7: duplicate document id 'd1'"
+    missing = runner.invoke(cli.app, ["check", "nowhere/at/all"])
+    assert (missing.exit_code, missing.output) == (2, "folder 'nowhere/at/all' does not exist\n1 problem\n")
+
+
+def test_build_writes_a_folder_and_refuses_to_overwrite(
+    dataset: RetrievalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "load_embedded", lambda name: dataset)
+    output = tmp_path / "out"
+    arguments = ["build", "attack", "--output", str(output)]
+    assert runner.invoke(cli.app, arguments).exit_code == 0
+    assert load_dataset(output).fingerprint == dataset.fingerprint
+    refused = runner.invoke(cli.app, arguments)
+    assert isinstance(refused.exception, UserError)
+    assert "exists and is not empty; choose a new folder for --output" in str(refused.exception)
+    unknown = runner.invoke(cli.app, ["build", "atack", "--output", str(output)])
+    assert isinstance(unknown.exception, UserError)
+    assert "did you mean 'attack'" in str(unknown.exception)
+
+
+@pytest.mark.assets
+def test_fetch_verifies_what_is_cached() -> None:
+    result = runner.invoke(cli.app, ["fetch"])
+    assert result.exit_code == 0
+    for asset in ASSETS.values():
+        assert f"verified {asset.requirement}: " in result.output
