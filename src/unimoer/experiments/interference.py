@@ -204,9 +204,8 @@ def _correct(cells: Sequence[dict[str, Any]]) -> None:
 
 def _preliminary_reasons(tasks: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
     reasons = [
-        f"{task}: the specialist does not beat the untrained model beyond doubt "
-        f"(gain {found['gain']['mean']:+.3f}, 95% interval {found['gain']['ci95'][0]:+.3f} "
-        f"to {found['gain']['ci95'][1]:+.3f})"
+        f"{task}: the specialist does not beat the untrained model beyond doubt (gain "
+        + "{:+.3f}, 95% interval {:+.3f} to {:+.3f})".format(found["gain"]["mean"], *found["gain"]["ci95"])
         for task, found in tasks.items()
         if found["status"] == "underpowered"
     ]

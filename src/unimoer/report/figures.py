@@ -120,7 +120,7 @@ def _figures(
             "scores",
             "Scores by arm and data set",
             f"{metric} with 95% intervals over queries{' and seeds' if several else ''}. Open diamonds: the untrained "
-            "base; crosses: BM25; black ticks: the best that any order of the fixed candidate lists could reach. "
+            "base; crosses: BM25; tall ticks: the best that any order of the fixed candidate lists could reach. "
             "Intervals of two arms may overlap and the difference still be clear, because arms share their queries: "
             "differences are judged in the figure of ratios.",
             plots.draw_scores,

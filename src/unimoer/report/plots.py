@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -38,8 +39,7 @@ _SEQUENTIAL = LinearSegmentedColormap.from_list("ceiling", ["#f7f7f6", "#b5b1d2"
 def draw_scores(experiment: Experiment) -> Figure:
     """Arms with 95% intervals, references and the reranking ceiling: a row for each data set, a panel for each task."""
     names = [None, *experiment.datasets]
-    figure = Figure(figsize=(WIDTH, 1.05 + 0.33 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(Task), sharey=True)
+    figure, panels = _row_panels(names, row_height=0.33, margin=1.05)
     handles: dict[str, Any] = {}
     for axes, task in zip(panels, Task, strict=True):
         scores = experiment.results["scores"][task]
@@ -86,8 +86,7 @@ def draw_interference(experiment: Experiment) -> Figure:
     """TIR by task and data set with 95% intervals, the lines of the criterion, and the average of each seed."""
     names = [None, *experiment.datasets]
     criterion = experiment.decision["criterion"]
-    figure = Figure(figsize=(WIDTH, 0.95 + 0.27 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(Task), sharey=True, sharex=True)
+    figure, panels = _row_panels(names, row_height=0.27, margin=0.95)
     limit = _ratio_limit(experiment)
     for axes, task in zip(panels, Task, strict=True):
         axes.axvspan(criterion["pass"], limit, color=BAND, lw=0, zorder=0)
@@ -229,6 +228,14 @@ def _ratio_limit(experiment: Experiment) -> float:
     ends = [abs(end) for cell in cells for end in cell["tir"]["ci95"] if end is not None]
     lines = 2.0 * experiment.decision["criterion"]["pass"]
     return float(np.clip(1.08 * max([*ends, lines]), max(4.0, lines), max(40.0, lines)))
+
+
+def _row_panels(names: Sequence[str | None], row_height: float, margin: float) -> tuple[Figure, Sequence[Axes]]:
+    """A panel for each task, side by side, with the same rows; heights in inches."""
+    # The gap keeps the last tick label of one panel off the first of the next.
+    layout = ConstrainedLayoutEngine(wspace=0.05)
+    figure = Figure(figsize=(WIDTH, margin + row_height * len(names)), layout=layout)
+    return figure, figure.subplots(1, len(Task), sharey=True)
 
 
 def _rows(axes: Axes, names: Sequence[str | None]) -> None:

@@ -66,32 +66,53 @@ def duration(seconds: float | None) -> str:
 
 
 def headline(decision: Mapping[str, Any]) -> str:
-    """The verdict as one short claim, no stronger than its intervals."""
+    """The verdict as one short claim, no stronger than its intervals and its guard."""
     cells, criterion = decision["tasks"], decision["criterion"]
-    settled = decision["interval_verdict"]["verdict"] == decision["verdict"]
+    weak = [task for task in Task if cells[task]["status"] != "ok"]
+    settled = not weak and decision["interval_verdict"]["verdict"] == decision["verdict"]
+    claim, reserve = _claim(decision["verdict"], cells, criterion, settled)
+    if weak:
+        specialists = f"the {weak[0]} specialist" if len(weak) == 1 else "both specialists"
+        reserve = f", but {specialists} learned too little to judge by"
+    return f"{claim}{reserve}."
+
+
+def _claim(verdict: str, cells: Mapping[str, Any], criterion: Mapping[str, Any], settled: bool) -> tuple[str, str]:
+    """What the point estimates say, and the reserve that the intervals put on it."""
     helped = [task for task in Task if (cells[task]["tir"]["ci95"][1] or 0.0) < 0.0]
-    if decision["verdict"] == "PASS":
+    if verdict == "PASS":
         costly = [task for task in Task if (cells[task]["tir"]["mean"] or 0.0) >= criterion["pass"]]
         names = "both tasks" if len(costly) == 2 else str(costly[0])
         if not settled:
-            return f"Sharing one adapter seems to cost {names}; the intervals leave room for less."
-        return f"Sharing one adapter costs {names}" + (f" and helps {helped[0]}." if helped else ".")
-    if decision["verdict"] == "MARGINAL":
-        return "The cost of sharing one adapter falls between the lines."
-    if len(helped) == 2:
-        return "One shared adapter does better than two specialists."
+            return f"Sharing one adapter seems to cost {names}", "; the intervals leave room for less"
+        return f"Sharing one adapter costs {names}" + (f" and helps {helped[0]}" if helped else ""), ""
+    if verdict == "MARGINAL":
+        return "The cost of sharing one adapter falls between the lines", ""
     if not settled:
-        return "No cost of sharing one adapter shows, but the intervals allow one."
+        return "No cost of sharing one adapter shows", ", but the intervals allow one"
+    if len(helped) == 2:
+        return "One shared adapter does better than two specialists", ""
+    if all(cells[task]["tir"]["mean"] <= 0.0 for task in Task):
+        better = f", and better at {helped[0]}" if helped else ""
+        return f"One shared adapter does at least as well as two specialists{better}", ""
     if helped:
         return (
-            f"Sharing one adapter helps {helped[0]} and costs {_other(helped[0])} less than {_line(criterion['fail'])}."
+            f"Sharing one adapter helps {helped[0]}, costs {_other(helped[0])} less than {_line(criterion['fail'])}",
+            "",
         )
-    return f"Sharing one adapter costs neither task {_line(criterion['fail'])} or more."
+    return f"Sharing one adapter costs neither task {_line(criterion['fail'])} or more", ""
 
 
 def task_sentence(task: str, cell: Mapping[str, Any], metric: str) -> str:
-    """What happened to one task, with its interval."""
-    ratio, name = cell["tir"]["mean"], task.capitalize()
+    """What happened to one task, with its interval, and whether that means anything."""
+    doubt = ""
+    if cell["status"] != "ok":
+        doubt = " That says little: the specialist itself does not clearly beat the untrained base."
+    return _change_sentence(task.capitalize(), cell, metric) + doubt
+
+
+def _change_sentence(name: str, cell: Mapping[str, Any], metric: str) -> str:
+    ratio = cell["tir"]["mean"]
     low, high = cell["tir"]["ci95"]
     label = metric_label(metric)
     if ratio is None:

@@ -22,8 +22,8 @@ from unimoer.training.objectives import Batch, compute_loss, token_counts
 from unimoer.training.state import Counters, latest_state, load_state, save_state
 from unimoer.types import Task, TrainingMode
 
-Progress = Callable[[int, int, str], None]
-"""Called after every step with the steps done, the steps in all, and a short description."""
+Progress = Callable[[int, int, Counters, Task, str], None]
+"""Called after every step: steps done, steps in all, totals so far, the step's task, a short description."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
@@ -127,7 +127,7 @@ def train(
         if probe is not None and probe.is_due(counters.step):
             probe.measure(model, settings, counters.step)
         if progress is not None:
-            progress(counters.step, len(order), f"{task.value} loss {record['loss']:.3f}")
+            progress(counters.step, len(order), counters, task, f"{task.value} loss {record['loss']:.3f}")
         if counters.step % settings.checkpoint_every == 0 and counters.step < len(order):
             save_state(checkpoints, model, optimizer, samplers, counters)
     model.eval()

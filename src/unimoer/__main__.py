@@ -1,0 +1,5 @@
+"""`python -m unimoer`."""
+
+from unimoer.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Reads checkpoints and data, writes arrays; never trains."""

@@ -1,0 +1,100 @@
+"""Encoding speed against sentence-transformers on the same base with the adapter merged into its weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from unimoer.benchmarks.pairs import Ratio, alternate, report
+from unimoer.config import AdapterConfig, ModelConfig, PromptConfig, TaskHeadConfig
+from unimoer.data.embedded import load_embedded
+from unimoer.errors import UserError
+from unimoer.evaluation.inference import encode
+from unimoer.model.adapter import MoELoRALinear
+from unimoer.model.backbone import load_backbone, resolve_dtype
+from unimoer.model.unified import UnifiedModel
+
+
+def merge_into(model: PreTrainedModel, trained: UnifiedModel) -> None:
+    """Add the updates of a fused decoder's adapters to the plain weights of the same base."""
+    linears = dict(model.base_model.named_modules())
+    for name, module in trained.decoder.named_modules():
+        if not isinstance(module, MoELoRALinear):
+            continue
+        index = next(part for part in name.split(".") if part.isdigit())
+        for projection in module.targets:
+            part = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            weight = linears[f"layers.{index}.{part}.{projection}"].weight
+            for expert in module.ranks:
+                weight.data += module.delta(projection, expert).to(weight.dtype)
+
+
+def bench_encode(
+    console: Console, device: torch.device, *, base: str, layers: int, rank: int, texts: int, pairs: int
+) -> Ratio:
+    """Texts per second, tokenisation included, over documents of all four embedded domains.
+
+    Raises:
+        UserError: sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Normalize, Pooling, Transformer
+    except ImportError:
+        raise UserError("bench encode: the peer is missing; pip install 'unimoer[bench]'") from None
+    longest = 128
+    config = ModelConfig(
+        base=base,
+        layers=layers,
+        adapter=AdapterConfig(rank=rank, alpha=2 * rank),
+        embedding=TaskHeadConfig(pooling="mean"),
+        prompts=PromptConfig(document="{document}", append_eos=False, max_document_tokens=longest),
+    )
+    ours = UnifiedModel(config, device)
+    # An untrained B is zero; a merge of nothing would prove nothing.
+    torch.manual_seed(0)
+    for name, parameter in ours.trainable().items():
+        if name.endswith(".b"):
+            torch.nn.init.normal_(parameter, std=0.01)
+    sample = [
+        document.content
+        for domain in ("attack", "cwe", "hpo", "code")
+        for document in list(load_embedded(domain).corpus.values())[: texts // 4]
+    ]
+    plain, tokenizer = load_backbone(config, device)
+    merge_into(plain, ours)
+    with tempfile.TemporaryDirectory() as folder:
+        plain.base_model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        dtype = resolve_dtype("auto", device)
+        body = Transformer(folder, max_seq_length=longest, model_kwargs={"dtype": dtype})
+        pooling = Pooling(body.get_embedding_dimension(), pooling_mode="mean")
+        peer = SentenceTransformer(modules=[body, pooling, Normalize()], device=str(device))
+
+    def with_peer(size: int) -> Callable[[], None]:
+        return lambda: void(peer.encode(sample, batch_size=size, show_progress_bar=False))
+
+    def void(_: object) -> None: ...
+
+    def own() -> np.ndarray:
+        return encode(ours, ours.prompter.documents(sample))
+
+    agreement = float((own() * peer.encode(sample, batch_size=32)).sum(1).mean())
+    if agreement < 0.99:
+        raise RuntimeError(f"the two systems embed differently (mean cosine {agreement:.3f}): nothing to compare")
+    contenders: dict[str, Callable[[], None]] = {
+        "unimoer": lambda: void(own()),
+        "sentence-transformers, batch 32": with_peer(32),
+        "sentence-transformers, batch 128": with_peer(128),
+    }
+    seconds = alternate(contenders, pairs=pairs, warmup=1)
+    peer_name = "sentence-transformers, batch 32"
+    title = f"encoding {len(sample)} documents of up to {longest} tokens, {layers} layers of {base}, {device}"
+    extra = {"bench": "encode", "texts": len(sample), "layers": layers, "rank": rank, "mean_cosine": agreement}
+    return report(console, title, "texts", len(sample), seconds, ours="unimoer", peer=peer_name, extra=extra)

@@ -1,0 +1,45 @@
+"""The command line: one file a verb; each parses and calls one function."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from unimoer.errors import UserError
+
+errors = Console(stderr=True)
+
+
+def build_app() -> typer.Typer:
+    """All verbs. Imported late, so that `--help` of one verb does not load torch for another."""
+    from unimoer.cli import analyze, bench, data, evaluate, info, run, train
+
+    app = typer.Typer(
+        name="unimoer",
+        help="One frozen decoder with LoRA experts for retrieval and reranking, and the study of their interference.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.add_typer(run.app, name="run", help="Run an experiment from data to verdict.")
+    app.command("train")(train.train)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("analyze")(analyze.analyze)
+    app.add_typer(data.app, name="data", help="List, fetch, build and check data sets.")
+    app.add_typer(bench.app, name="bench", help="Measure speed against the peers, as ratios from one process.")
+    app.command("info")(info.info)
+    return app
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit 0 when done, 2 with one line for a user's mistake, 130 when interrupted; a bug shows its traceback."""
+    try:
+        build_app()(args=argv, standalone_mode=True)
+    except UserError as error:
+        errors.print(f"unimoer: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("unimoer: stopped; the same command goes on from the last checkpoint", highlight=False)
+        sys.exit(130)

@@ -1,0 +1,65 @@
+"""`unimoer info [RUN]`: versions, hardware and precision; or what a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def info(
+    run: Annotated[Path | None, typer.Argument(help="Run folder, or a checkpoint folder.")] = None,
+) -> None:
+    """Show the environment, or describe a run and verify its golden outputs."""
+    console = Console()
+    table = Table(show_header=False, box=None)
+    for key, value in (_environment() if run is None else _run(run)).items():
+        table.add_row(key, str(value))
+    console.print(table)
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    from unimoer.assets import ASSETS, cache_dir, is_cached
+    from unimoer.model.backbone import resolve_device, resolve_dtype
+    from unimoer.provenance import environment
+
+    device = resolve_device("auto")
+    found = environment(str(device))
+    cached = sum(is_cached(asset) for asset in ASSETS.values())
+    return {
+        **{name: value for name, value in found["packages"].items()},
+        "python": found["python"],
+        "processor": f"{found['hardware']['cpu']}, {found['hardware']['cores']} cores",
+        "memory": f"{found['hardware']['memory_gb']} GB",
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "precision of the frozen base": str(resolve_dtype("auto", device)).removeprefix("torch."),
+        "embedded assets": f"{cached} of {len(ASSETS)} in {cache_dir()}",
+    }
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    import torch
+
+    from unimoer.experiments.evaluation import checkpoint_folder
+    from unimoer.files import read_json
+    from unimoer.model.checkpoint import load_model
+
+    checkpoint = checkpoint_folder(folder)
+    model = load_model(checkpoint, torch.device("cpu"))
+    description = read_json(checkpoint / "unimoer.json")
+    settings = model.config
+    return {
+        "checkpoint": checkpoint,
+        "base": f"{settings.base}, {settings.layers or 'all'} layers, fingerprint {description['base_fingerprint']}",
+        "adapter": f"rank {settings.adapter.rank}, alpha {settings.adapter.alpha:g} on "
+        + ", ".join(settings.adapter.targets),
+        "trainable parameters": f"{sum(p.numel() for p in model.trainable().values()):,}",
+        "embedding": f"{settings.embedding.pooling} pooling",
+        "reranking": f"{settings.reranking.head} head, {settings.reranking.pooling} pooling",
+        "golden outputs": "verified",
+    }

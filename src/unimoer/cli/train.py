@@ -1,0 +1,38 @@
+"""`unimoer train CONFIG`: one run, without the rest of an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unimoer.cli.options import Device, Overrides, find_config
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    output: Annotated[Path | None, typer.Option(help="Run folder [default: runs/ARM-sSEED-HASH].")] = None,
+    device: Device = "auto",
+    overrides: Overrides = None,
+) -> None:
+    """Train and evaluate one arm with one seed.
+
+    Choose them in the file or with --set 'arms=[joint_single]' --set 'seeds=[42]'. The same command continues an
+    interrupted run.
+    """
+    from unimoer.config import load_config
+    from unimoer.errors import UserError
+    from unimoer.experiments.runner import run_single
+    from unimoer.model.backbone import resolve_device
+
+    settings = load_config(find_config(config), overrides or ())
+    if len(settings.arms) != 1 or len(settings.seeds) != 1:
+        raise UserError(
+            f"{config}: {len(settings.arms)} arms and {len(settings.seeds)} seeds; train makes one run: "
+            "add --set 'arms=[joint_single]' --set 'seeds=[42]', or use `unimoer run kill-gate`"
+        )
+    console = Console()
+    folder = run_single(settings, output, device=resolve_device(device), console=console)
+    console.print(f"run  {folder}", highlight=False)

@@ -1,0 +1,84 @@
+"""Progress with the time left, as one live line on a terminal and as plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.status import Status
+
+PLAIN_EVERY = 20.0
+"""Seconds between two plain lines of the same activity."""
+
+
+class Clock:
+    """Estimates the time left from the mean cost of each kind of work done so far."""
+
+    def __init__(self, work: Mapping[str, int]) -> None:
+        self.left = dict(work)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._units: dict[str, int] = defaultdict(int)
+
+    def skip(self, kind: str, units: int) -> None:
+        """Work that an earlier call has done."""
+        self.left[kind] -= units
+
+    def spent(self, kind: str, units: int, seconds: float) -> None:
+        self.left[kind] -= units
+        self._units[kind] += units
+        self._seconds[kind] += seconds
+
+    def remaining(self) -> float | None:
+        """Seconds left; None before anything is known. Kinds not yet seen count with the mean of the others."""
+        if not self._units:
+            return None
+        rates = {kind: self._seconds[kind] / self._units[kind] for kind in self._units}
+        unknown = sum(rates.values()) / len(rates)
+        return sum(units * rates.get(kind, unknown) for kind, units in self.left.items() if units > 0)
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 20 s`, `1 h 05 min`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Says what is being done; a context manager."""
+
+    def __init__(self, console: Console, work: Mapping[str, int]) -> None:
+        self.console = console
+        self.clock = Clock(work)
+        self._status: Status | None = console.status("") if console.is_terminal else None
+        self._last_title, self._last_time = "", 0.0
+
+    def __enter__(self) -> Progress:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def update(self, title: str, detail: str) -> None:
+        """`title` names the activity, `detail` how far it is."""
+        left = self.clock.remaining()
+        tail = "" if left is None else f" · {duration(left)} left"
+        if self._status is not None:
+            self._status.update(f"{title} · {detail}{tail}")
+            return
+        now = time.monotonic()
+        if title != self._last_title or now - self._last_time >= PLAIN_EVERY:
+            self.console.print(f"{title} · {detail}{tail}", highlight=False, markup=False)
+            self._last_title, self._last_time = title, now
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, markup=False)

@@ -1,0 +1,244 @@
+"""One run: train what is not trained yet, evaluate what is not evaluated yet, and say so in its folder."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from unimoer.config import ExperimentConfig
+from unimoer.data.collate import Collator
+from unimoer.data.prepare import PreparedDomain, training_examples
+from unimoer.data.sampling import SamplerConfig, TaskSampler
+from unimoer.evaluation.evaluate import rank, write_evaluation
+from unimoer.experiments.plan import BM25, PlannedRun
+from unimoer.experiments.progress import Progress
+from unimoer.files import read_json, write_json, write_text
+from unimoer.model.checkpoint import load_tensors, load_weights, save_model
+from unimoer.model.unified import UnifiedModel
+from unimoer.provenance import environment
+from unimoer.tracking import JsonlWriter, Tracker
+from unimoer.training.conflict import ConflictProbe
+from unimoer.training.loop import train
+from unimoer.training.state import Counters
+from unimoer.types import Task, TrainingMode
+
+PROBE_SEED_OFFSET = 1_000_003
+"""The probe reads batches of its own: same data, other order."""
+
+
+@dataclass
+class RunContext:
+    """What all runs of an experiment share."""
+
+    config: ExperimentConfig
+    domains: Mapping[str, PreparedDomain]
+    device: torch.device
+    progress: Progress
+
+    @property
+    def instructions(self) -> dict[str, str | None]:
+        return {name: domain.config.instruction for name, domain in self.domains.items()}
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run finished, by its own word."""
+    return (folder / "status.json").exists() and read_json(folder / "status.json").get("state") == "done"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak resident memory of this process, or peak allocated memory of the GPU, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts kibibytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def build_samplers(context: RunContext, arm: TrainingMode, seed: int) -> dict[Task, TaskSampler]:
+    """One stream for each task of the arm: the same for every arm of a seed."""
+    settings = context.config.training
+    examples = training_examples(context.domains)
+    documents = {name: sorted(context.domains[name].dataset.corpus) for name in examples}
+    weights = {name: context.domains[name].config.weight for name in examples}
+    samplers = {}
+    for task in arm.tasks:
+        if task is Task.EMBEDDING:
+            wanted, negatives = settings.embedding, settings.embedding.hard_negatives
+        else:
+            wanted, negatives = settings.reranking, settings.reranking.negatives
+        batches = context.config.steps(arm, task) * settings.optimizer.accumulation
+        sampler = SamplerConfig(wanted.batch_size, negatives, round(wanted.random_until * batches))
+        samplers[task] = TaskSampler(task, examples, documents, weights, sampler, seed)
+    return samplers
+
+
+def build_probe(context: RunContext, arm: TrainingMode, seed: int, collator: Collator, folder: Path) -> ConflictProbe:
+    """The gradient probe of a joint run, on groups with mined negatives."""
+    settings = context.config.training
+    examples = training_examples(context.domains)
+    documents = {name: sorted(context.domains[name].dataset.corpus) for name in examples}
+    weights = {name: context.domains[name].config.weight for name in examples}
+    negatives = {Task.EMBEDDING: settings.embedding.hard_negatives, Task.RERANKING: settings.reranking.negatives}
+    samplers = {
+        task: TaskSampler(
+            task,
+            examples,
+            documents,
+            weights,
+            SamplerConfig(settings.probe.batch_size, negatives[task], 0),
+            seed + PROBE_SEED_OFFSET,
+        )
+        for task in arm.tasks
+    }
+    return ConflictProbe(settings.probe.every, samplers, collator, JsonlWriter(folder / "gradient_conflicts.jsonl"))
+
+
+def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: UnifiedModel, folder: Path) -> None:
+    """Train to the end, or do nothing if `checkpoints/final` is there."""
+    final = folder / "checkpoints" / "final"
+    clock = context.progress.clock
+    steps = {task: context.config.steps(arm, task) for task in arm.tasks}
+    if final.exists():
+        load_weights(model, load_tensors(final / "adapter.safetensors"), final / "adapter.safetensors")
+        for task, count in steps.items():
+            clock.skip(f"train {task}", count)
+        return
+    config = context.config
+    collator = Collator(
+        model.prompter,
+        {name: domain.dataset for name, domain in context.domains.items()},
+        instructions=context.instructions,
+        padding=config.model.padding,
+        multiple=config.training.pad_to_multiple,
+    )
+    joint = len(arm.tasks) > 1 and config.training.probe.every > 0
+    probe = build_probe(context, arm, run.seed, collator, folder) if joint else None
+    tracker = Tracker(folder, config.trackers)
+    torch.manual_seed(run.seed)
+    started = {"time": time.perf_counter(), "first": True}
+
+    def report(step: int, total: int, counters: Counters, task: Task, detail: str) -> None:
+        now = time.perf_counter()
+        if started["first"]:
+            # Steps that an earlier call has done.
+            for done_task, done in counters.task_steps.items():
+                clock.skip(f"train {done_task}", done - (done_task == task.value))
+            started["first"] = False
+        clock.spent(f"train {task}", 1, now - started["time"])
+        started["time"] = now
+        context.progress.update(f"{run.arm} seed {run.seed}: training", f"step {step}/{total} {detail}")
+
+    try:
+        counters = train(
+            config,
+            arm,
+            model,
+            build_samplers(context, arm, run.seed),
+            collator,
+            folder,
+            tracker=tracker,
+            probe=probe,
+            progress=report,
+        )
+    finally:
+        tracker.close()
+    write_json(folder / "training.json", training_summary(context, arm, model, counters))
+    save_model(model, final)
+    for leftover in (folder / "checkpoints").glob("step-*"):
+        shutil.rmtree(leftover)
+
+
+def training_summary(
+    context: RunContext, arm: TrainingMode, model: UnifiedModel, counters: Counters
+) -> dict[str, Any]:
+    """What training took; part of the run's status."""
+    task = arm.tasks[0] if len(arm.tasks) == 1 else None
+    return {
+        "steps": counters.step,
+        "tokens": counters.tokens,
+        "tokens_per_second": counters.tokens / counters.seconds if counters.seconds else 0.0,
+        "padding_waste": 1 - counters.tokens / counters.computed_tokens if counters.computed_tokens else 0.0,
+        "train_seconds": counters.seconds,
+        "peak_memory_mb": peak_memory_mb(context.device),
+        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable(task).values()),
+    }
+
+
+def evaluate_run(context: RunContext, run: PlannedRun, model: UnifiedModel | None, folder: Path) -> float:
+    """Evaluate on every domain and task that has no result yet; returns the seconds it took."""
+    config, spent = context.config, 0.0
+    for name, domain in context.domains.items():
+        if not domain.config.evaluate:
+            continue
+        queries = {query: domain.dataset.queries[query] for query in domain.test}
+        for task in run.tasks:
+            target = folder / "eval" / name / task.value
+            kind = f"evaluate {task}" if model is not None else "bm25"
+            if (target / "metrics.json").exists():
+                context.progress.clock.skip(kind, 1)
+                continue
+            title = f"{run.arm} seed {run.seed}: {task} on {name}"
+            context.progress.update(title, f"{len(queries)} queries")
+            started = time.perf_counter()
+            ranking = rank(
+                model,
+                domain.dataset,
+                queries,
+                domain.candidates,
+                task,
+                depth=config.evaluation.rerank_depth,
+                instruction=domain.config.instruction,
+                batch_tokens=config.evaluation.batch_tokens,
+                report=lambda done, total, title=title: context.progress.update(title, f"{done}/{total} texts"),
+            )
+            write_evaluation(
+                target,
+                ranking,
+                domain.test,
+                dataset=domain.dataset,
+                task=task,
+                arm=run.arm,
+                seed=run.seed,
+                candidates=domain.candidates,
+                depth=config.evaluation.rerank_depth,
+            )
+            elapsed = time.perf_counter() - started
+            context.progress.clock.spent(kind, 1, elapsed)
+            spent += elapsed
+    return spent
+
+
+def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
+    """Bring one run to its end from wherever it stands."""
+    config = context.config
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_json(
+        folder / "env.json",
+        {
+            **environment(str(context.device)),
+            "seed": run.seed,
+            "config_hash": config.run_hash(run.arm, run.seed),
+            "data": {name: domain.dataset.fingerprint for name, domain in context.domains.items()},
+        },
+    )
+    status: dict[str, Any] = {"state": "running", "arm": run.arm, "seed": run.seed}
+    write_json(folder / "status.json", status)
+    model = None
+    if run.arm != BM25:
+        context.progress.update(f"{run.arm} seed {run.seed}", "loading the model")
+        model = UnifiedModel(config.model, context.device, seed=run.seed)
+    if run.mode is not None and model is not None:
+        train_run(context, run, run.mode, model, folder)
+        status |= read_json(folder / "training.json")
+    status["eval_seconds"] = evaluate_run(context, run, model, folder)
+    write_json(folder / "status.json", {**status, "state": "done", "peak_memory_mb": peak_memory_mb(context.device)})

@@ -1,0 +1,96 @@
+"""Arms x seeds, one after another. Finished runs are skipped, a half-done run goes on, two runners never meet."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unimoer.config import ExperimentConfig
+from unimoer.data.prepare import prepare
+from unimoer.errors import UserError
+from unimoer.experiments.summary import write_results
+from unimoer.experiments.plan import BM25, PlannedRun, describe, plan_runs
+from unimoer.experiments.progress import Progress
+from unimoer.experiments.run import RunContext, execute, is_done
+from unimoer.files import write_json
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the experiment folder; the lock dies with the process, so a killed run leaves none behind.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(f"{folder}: another run (process {holder}) works here; wait for it or stop it") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def workload(config: ExperimentConfig, runs: Sequence[PlannedRun]) -> dict[str, int]:
+    """Units of each kind of work, for the estimate of the time left."""
+    work: Counter[str] = Counter()
+    domains = sum(domain.evaluate for domain in config.data.domains.values())
+    for run in runs:
+        for task in run.tasks:
+            if run.mode is not None:
+                work[f"train {task}"] += config.steps(run.mode, task)
+            work["bm25" if run.arm == BM25 else f"evaluate {task}"] += domains
+    return dict(work)
+
+
+def run_experiment(
+    config: ExperimentConfig, folder: Path, *, device: torch.device, command: str, console: Console
+) -> None:
+    """Run or continue an experiment and write `plan.json`, `results.json` and `decision.json`.
+
+    Raises:
+        UserError: the folder is in use, the data or the model is wrong, or training diverged.
+    """
+    with locked(folder):
+        runs = plan_runs(config)
+        todo = [run for run in runs if not is_done(folder / "runs" / run.folder)]
+        with Progress(console, workload(config, todo)) as progress:
+            progress.update("preparing data", ", ".join(config.data.domains))
+            domains = prepare(config.data, depth=config.evaluation.rerank_depth)
+            write_json(folder / "plan.json", describe(config, runs, domains, command=command))
+            if len(todo) < len(runs):
+                progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
+            context = RunContext(config, domains, device, progress)
+            for run in todo:
+                execute(context, run, folder / "runs" / run.folder)
+            progress.update("statistics", f"{config.evaluation.bootstrap} replicates")
+            write_results(folder)
+
+
+def run_single(config: ExperimentConfig, output: Path | None, *, device: torch.device, console: Console) -> Path:
+    """Train and evaluate the one run of a configuration with one arm and one seed; returns its folder."""
+    arm, seed = config.arms[0].value, config.seeds[0]
+    run = PlannedRun(arm, seed, f"{arm}-s{seed}-{config.run_hash(arm, seed)}")
+    folder = output or Path("runs") / run.folder
+    with locked(folder):
+        if is_done(folder):
+            console.print(f"{folder}: already done", highlight=False, markup=False)
+            return folder
+        with Progress(console, workload(config, [run])) as progress:
+            progress.update("preparing data", ", ".join(config.data.domains))
+            domains = prepare(config.data, depth=config.evaluation.rerank_depth)
+            execute(RunContext(config, domains, device, progress), run, folder)
+    return folder
