@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ def merge_into(model: PreTrainedModel, trained: UnifiedModel) -> None:
             part = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
             weight = linears[f"layers.{index}.{part}.{projection}"].weight
             for expert in module.ranks:
-                weight.data += module.delta(projection, expert).to(weight.dtype)
+                a, b, scale = module.lora(projection, expert)
+                weight.data += (scale * (b @ a)).detach().to(weight.dtype)
 
 
 def bench_encode(
@@ -70,7 +71,7 @@ def bench_encode(
     plain, tokenizer = load_backbone(config, device)
     merge_into(plain, ours)
     with tempfile.TemporaryDirectory() as folder:
-        plain.base_model.save_pretrained(folder)
+        cast(Any, plain.base_model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         dtype = resolve_dtype("auto", device)
         body = Transformer(folder, max_seq_length=longest, model_kwargs={"dtype": dtype})

@@ -40,7 +40,7 @@ def alternate(contenders: Mapping[str, Callable[[], None]], *, pairs: int, warmu
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(pairs):
         # The order turns round from pair to pair: whoever goes second may find the caches warm or the core hot.
-        names = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        names = list(contenders)[:: 1 if number % 2 == 0 else -1]
         for name in names:
             started = time.perf_counter()
             contenders[name]()

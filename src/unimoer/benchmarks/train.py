@@ -84,6 +84,4 @@ def bench_train(
     precision = str(resolve_dtype("auto", device)).removeprefix("torch.")
     title = f"training step, {rows} x {length} tokens, {layers} layers of {base}, rank {rank}, {precision}, {device}"
     extra = {"bench": "train", "rows": rows, "length": length, "layers": layers, "rank": rank, "dtype": precision}
-    return report(
-        console, title, "tokens", rows * length, seconds, ours="unimoer", peer="PEFT, defaults", extra=extra
-    )
+    return report(console, title, "tokens", rows * length, seconds, ours="unimoer", peer="PEFT, defaults", extra=extra)

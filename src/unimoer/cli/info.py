@@ -32,7 +32,7 @@ def _environment() -> dict[str, Any]:
     found = environment(str(device))
     cached = sum(is_cached(asset) for asset in ASSETS.values())
     return {
-        **{name: value for name, value in found["packages"].items()},
+        **found["packages"],
         "python": found["python"],
         "processor": f"{found['hardware']['cpu']}, {found['hardware']['cores']} cores",
         "memory": f"{found['hardware']['memory_gb']} GB",

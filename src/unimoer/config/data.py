@@ -71,6 +71,8 @@ class DomainConfig(Strict):
     """Keep every judged document and sample others up to this many; all when empty."""
     train_split: str = "train"
     test_split: str = "test"
+    mine_negatives: bool = True
+    """Mine hard negatives with BM25, after those that the data set itself brings."""
     split_identifiers: bool = False
     """Let BM25 split camelCase and snake_case words (code)."""
     instruction: str | None = None

@@ -41,8 +41,8 @@ class EmbeddingTaskConfig(Strict):
     """Optimizer steps this task gets in every arm that trains it."""
     batch_size: int = Field(32, ge=2)
     """Queries a batch; every other query's documents are negatives."""
-    hard_negatives: int = Field(0, ge=0)
-    """Extra negatives a query."""
+    negatives: int = Field(0, ge=0)
+    """Hard negatives a query, besides the other queries' documents."""
     random_until: float = Field(0.0, ge=0, le=1)
     """Draw hard negatives at random for this share of the steps, from the mined list afterwards."""
     loss: InfoNCEConfig = InfoNCEConfig()

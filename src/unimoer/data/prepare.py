@@ -61,13 +61,15 @@ def prepare(data: DataConfig, *, depth: int) -> dict[str, PreparedDomain]:
 
 
 def _examples(name: str, dataset: RetrievalDataset, config: DomainConfig, data: DataConfig) -> tuple[Example, ...]:
-    negatives = data.negatives.model_copy(update={"split_identifiers": config.split_identifiers})
-    mined = mine_cached(dataset, config.train_split, config=negatives)
+    mined: Mapping[str, list[str]] = {}
+    if config.mine_negatives:
+        negatives = data.negatives.model_copy(update={"split_identifiers": config.split_identifiers})
+        mined = mine_cached(dataset, config.train_split, config=negatives)
     given = judged_negatives(dataset, config.train_split)
     examples = []
     for query, grades in judged(dataset, config.train_split).items():
         # Documents that the data set itself judged not relevant come first: they are certain.
-        hard = dict.fromkeys([*given[query], *mined[query]])
+        hard = dict.fromkeys([*given[query], *mined.get(query, [])])
         positives = tuple(document for document, grade in grades.items() if grade > 0)
         examples.append(Example(name, query, dataset.queries[query], positives, tuple(hard)))
     return tuple(examples)

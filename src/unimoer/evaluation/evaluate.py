@@ -40,9 +40,7 @@ def rank(
     shortlist = cut(candidates, depth)
     if model is None:
         return shortlist
-    return rerank(
-        model, dataset, queries, shortlist, instruction=instruction, batch_tokens=batch_tokens, report=report
-    )
+    return rerank(model, dataset, queries, shortlist, instruction=instruction, batch_tokens=batch_tokens, report=report)
 
 
 def write_evaluation(

@@ -21,26 +21,32 @@ class PlannedRun:
     arm: str
     seed: int
     folder: str
+    tasks: tuple[Task, ...]
+    """What it is evaluated on."""
 
     @property
     def mode(self) -> TrainingMode | None:
         """What to train; None for a reference."""
         return None if self.arm in (UNTRAINED, BM25) else TrainingMode(self.arm)
 
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """The tasks it is evaluated on: those it was trained for, or both."""
-        return tuple(Task) if self.mode is None else self.mode.tasks
-
 
 def plan_runs(config: ExperimentConfig) -> list[PlannedRun]:
-    """References first (they cost minutes and show that the path works), then seed by seed, specialists before joint."""
+    """References first (they cost minutes and show that the path works), then seed by seed, specialists before joint.
 
-    def run(arm: str, seed: int) -> PlannedRun:
-        return PlannedRun(arm, seed, f"{arm}-s{seed}-{config.run_hash(arm, seed)}")
+    An untrained adapter changes nothing, so the untrained embedding is the same for every seed and runs once; a
+    learned score head starts at random, so the untrained reranker runs once a seed.
+    """
+    references = [plan_run(config, BM25, 0, tuple(Task))]
+    for number, seed in enumerate(config.seeds):
+        seeded = config.model.reranking.head == "linear"
+        if number == 0 or seeded:
+            references.append(plan_run(config, UNTRAINED, seed, tuple(Task) if number == 0 else (Task.RERANKING,)))
+    return references + [plan_run(config, arm.value, seed, arm.tasks) for seed in config.seeds for arm in config.arms]
 
-    references = [run(BM25, 0), *(run(UNTRAINED, seed) for seed in config.seeds)]
-    return references + [run(arm.value, seed) for seed in config.seeds for arm in config.arms]
+
+def plan_run(config: ExperimentConfig, arm: str, seed: int, tasks: tuple[Task, ...]) -> PlannedRun:
+    """One run, in the folder that its arm, seed and configuration name."""
+    return PlannedRun(arm, seed, f"{arm}-s{seed}-{config.run_hash(arm, seed)}", tasks)
 
 
 def describe(
@@ -60,9 +66,7 @@ def describe(
         },
         "bootstrap": config.evaluation.bootstrap,
         "rerank_depth": config.evaluation.rerank_depth,
-        "steps": {
-            arm.value: {task.value: config.steps(arm, task) for task in arm.tasks} for arm in config.arms
-        },
+        "steps": {arm.value: {task.value: config.steps(arm, task) for task in arm.tasks} for arm in config.arms},
         "datasets": {
             name: {
                 "source": domain.config.source,

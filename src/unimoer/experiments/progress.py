@@ -13,6 +13,14 @@ PLAIN_EVERY = 20.0
 """Seconds between two plain lines of the same activity."""
 
 
+PRIOR = {"train": 1.0, "evaluate embedding": 4.0, "evaluate reranking": 10.0, "bm25": 0.1}
+"""Rough relative cost of a unit of each kind of work, until a unit of it has been seen; `train` is one step."""
+
+
+def _prior(kind: str) -> float:
+    return next((cost for prefix, cost in PRIOR.items() if kind.startswith(prefix)), 1.0)
+
+
 class Clock:
     """Estimates the time left from the mean cost of each kind of work done so far."""
 
@@ -31,12 +39,13 @@ class Clock:
         self._seconds[kind] += seconds
 
     def remaining(self) -> float | None:
-        """Seconds left; None before anything is known. Kinds not yet seen count with the mean of the others."""
-        if not self._units:
+        """Seconds left; None before anything is known. Kinds not yet seen are scaled from those that were."""
+        expected = sum(_prior(kind) * units for kind, units in self._units.items())
+        if expected == 0:
             return None
-        rates = {kind: self._seconds[kind] / self._units[kind] for kind in self._units}
-        unknown = sum(rates.values()) / len(rates)
-        return sum(units * rates.get(kind, unknown) for kind, units in self.left.items() if units > 0)
+        speed = sum(self._seconds.values()) / expected
+        seen = {kind: self._seconds[kind] / units for kind, units in self._units.items() if units}
+        return sum(units * seen.get(kind, _prior(kind) * speed) for kind, units in self.left.items() if units > 0)
 
 
 def duration(seconds: float) -> str:

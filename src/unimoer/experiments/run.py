@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,9 @@ def build_samplers(context: RunContext, arm: TrainingMode, seed: int) -> dict[Ta
     weights = {name: context.domains[name].config.weight for name in examples}
     samplers = {}
     for task in arm.tasks:
-        if task is Task.EMBEDDING:
-            wanted, negatives = settings.embedding, settings.embedding.hard_negatives
-        else:
-            wanted, negatives = settings.reranking, settings.reranking.negatives
+        wanted = settings.embedding if task is Task.EMBEDDING else settings.reranking
         batches = context.config.steps(arm, task) * settings.optimizer.accumulation
-        sampler = SamplerConfig(wanted.batch_size, negatives, round(wanted.random_until * batches))
+        sampler = SamplerConfig(wanted.batch_size, wanted.negatives, round(wanted.random_until * batches))
         samplers[task] = TaskSampler(task, examples, documents, weights, sampler, seed)
     return samplers
 
@@ -87,7 +85,7 @@ def build_probe(context: RunContext, arm: TrainingMode, seed: int, collator: Col
     examples = training_examples(context.domains)
     documents = {name: sorted(context.domains[name].dataset.corpus) for name in examples}
     weights = {name: context.domains[name].config.weight for name in examples}
-    negatives = {Task.EMBEDDING: settings.embedding.hard_negatives, Task.RERANKING: settings.reranking.negatives}
+    negatives = {Task.EMBEDDING: settings.embedding.negatives, Task.RERANKING: settings.reranking.negatives}
     samplers = {
         task: TaskSampler(
             task,
@@ -157,9 +155,7 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
         shutil.rmtree(leftover)
 
 
-def training_summary(
-    context: RunContext, arm: TrainingMode, model: UnifiedModel, counters: Counters
-) -> dict[str, Any]:
+def training_summary(context: RunContext, arm: TrainingMode, model: UnifiedModel, counters: Counters) -> dict[str, Any]:
     """What training took; part of the run's status."""
     task = arm.tasks[0] if len(arm.tasks) == 1 else None
     return {
@@ -198,7 +194,7 @@ def evaluate_run(context: RunContext, run: PlannedRun, model: UnifiedModel | Non
                 depth=config.evaluation.rerank_depth,
                 instruction=domain.config.instruction,
                 batch_tokens=config.evaluation.batch_tokens,
-                report=lambda done, total, title=title: context.progress.update(title, f"{done}/{total} texts"),
+                report=partial(_report_texts, context.progress, title),
             )
             write_evaluation(
                 target,
@@ -215,6 +211,10 @@ def evaluate_run(context: RunContext, run: PlannedRun, model: UnifiedModel | Non
             context.progress.clock.spent(kind, 1, elapsed)
             spent += elapsed
     return spent
+
+
+def _report_texts(progress: Progress, title: str, done: int, total: int) -> None:
+    progress.update(title, f"{done}/{total} texts")
 
 
 def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:

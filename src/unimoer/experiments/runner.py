@@ -15,10 +15,10 @@ from rich.console import Console
 from unimoer.config import ExperimentConfig
 from unimoer.data.prepare import prepare
 from unimoer.errors import UserError
-from unimoer.experiments.summary import write_results
-from unimoer.experiments.plan import BM25, PlannedRun, describe, plan_runs
+from unimoer.experiments.plan import BM25, PlannedRun, describe, plan_run, plan_runs
 from unimoer.experiments.progress import Progress
 from unimoer.experiments.run import RunContext, execute, is_done
+from unimoer.experiments.summary import write_results
 from unimoer.files import write_json
 
 
@@ -82,8 +82,8 @@ def run_experiment(
 
 def run_single(config: ExperimentConfig, output: Path | None, *, device: torch.device, console: Console) -> Path:
     """Train and evaluate the one run of a configuration with one arm and one seed; returns its folder."""
-    arm, seed = config.arms[0].value, config.seeds[0]
-    run = PlannedRun(arm, seed, f"{arm}-s{seed}-{config.run_hash(arm, seed)}")
+    arm = config.arms[0]
+    run = plan_run(config, arm.value, config.seeds[0], arm.tasks)
     folder = output or Path("runs") / run.folder
     with locked(folder):
         if is_done(folder):

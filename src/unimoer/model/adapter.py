@@ -28,6 +28,9 @@ class MoELoRALinear(nn.Module):
         dropout: probability on the adapter's input while training.
     """
 
+    scale: Tensor
+    expert_of_rank: Tensor
+
     def __init__(
         self,
         linears: Mapping[str, nn.Linear],
@@ -61,6 +64,7 @@ class MoELoRALinear(nn.Module):
         target_rows = sum(size for name, size in zip(self.names, self.sizes, strict=True) if name in self.targets)
         self.b = nn.Parameter(torch.zeros(target_rows, total, device=device, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self._layout = self._find_layout(total)
         scale = torch.cat([torch.full((rank,), alpha / rank) for rank in self.ranks.values()])
         self.register_buffer("scale", scale.to(device), persistent=False)
         experts = torch.cat([torch.full((rank,), index) for index, rank in enumerate(self.ranks.values())])
@@ -71,23 +75,14 @@ class MoELoRALinear(nn.Module):
         start = sum(self.sizes[: self.names.index(name)])
         return slice(start, start + self.sizes[self.names.index(name)])
 
-    def _stacked_b(self, b: Tensor) -> Tensor:
-        """`[target rows, R] -> [sum d_out, P*R]`: each projection's rows see only its own ranks.
-
-        One wide product beats P narrow ones: with ranks this small a product costs a pass over its output.
-        """
-        scaled = b * self.scale
-        if self.names == self.targets and len(self.names) == 1:
-            return scaled
-        total, blocks, start, column = scaled.shape[1], [], 0, 0
-        width = total * len(self.targets)
-        for name, size in zip(self.names, self.sizes, strict=True):
-            if name in self.targets:
-                blocks.append(F.pad(scaled[start : start + size], (column, width - column - total)))
-                start, column = start + size, column + total
-            else:
-                blocks.append(scaled.new_zeros(size, width))
-        return torch.cat(blocks)
+    def _find_layout(self, total: int) -> list[tuple[slice, slice, slice]]:
+        layout, start = [], 0
+        for index, name in enumerate(self.targets):
+            rows = self.rows(name)
+            size = rows.stop - rows.start
+            layout.append((rows, slice(start, start + size), slice(index * total, (index + 1) * total)))
+            start += size
+        return layout
 
     def forward(self, x: Tensor, routing: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """`x [..., d_in] -> [..., sum d_out]`; `routing [..., E]`; `residual` is added to the output."""
@@ -100,28 +95,25 @@ class MoELoRALinear(nn.Module):
             x,
             self.weight,
             self.a,
-            self._stacked_b(self.b),
+            self.b,
+            self.scale,
+            self._layout,
             bias=self.bias,
             x_adapter=dropped,
             routing=per_rank,
             residual=residual,
         )
 
-    def delta(self, name: str, expert: str) -> Tensor:
-        """The update of one projection by one expert, `s * B_e A_e` `[d_out, d_in]`, float32."""
-        a, b = self.lora(name, expert)
-        index = list(self.ranks).index(expert)
-        start = sum(list(self.ranks.values())[:index])
-        return self.scale[start] * (b @ a)
+    def lora(self, name: str, expert: str) -> tuple[Tensor, Tensor, float]:
+        """One projection's expert: `A [r, d_in]`, `B [d_out, r]` (views) and the scale s of its update `s B A`.
 
-    def lora(self, name: str, expert: str) -> tuple[Tensor, Tensor]:
-        """Views of `A_e [r, d_in]` and `B_e [d_out, r]` of one projection: what an export to PEFT holds."""
+        Raises:
+            KeyError: the projection or the expert is not there.
+        """
         if self.a is None or self.b is None or name not in self.targets:
             raise KeyError(f"projection {name!r} has no adapter; adapted: {self.targets}")
-        index = list(self.ranks).index(expert)
-        start = sum(list(self.ranks.values())[:index])
-        columns = slice(start, start + self.ranks[expert])
-        first = self.targets.index(name) * sum(self.ranks.values())
-        row = sum(self.sizes[self.names.index(n)] for n in self.targets[: self.targets.index(name)])
-        rows = slice(row, row + self.sizes[self.names.index(name)])
-        return self.a[first + columns.start : first + columns.stop], self.b[rows, columns]
+        start = sum(list(self.ranks.values())[: list(self.ranks).index(expert)])
+        ranks = slice(start, start + self.ranks[expert])
+        _, b_rows, columns = self._layout[self.targets.index(name)]
+        a_rows = slice(columns.start + ranks.start, columns.start + ranks.stop)
+        return self.a[a_rows], self.b[b_rows, ranks], float(self.scale[start])

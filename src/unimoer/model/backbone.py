@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -146,4 +146,6 @@ def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrained
         raise UserError(f"model.base: {config.base} cannot be loaded from a folder or the hub: {reason}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).requires_grad_(False), tokenizer
+    model.requires_grad_(False)
+    # `to` of a transformers model is wrapped in a way that type checkers cannot follow.
+    return torch.nn.Module.to(model, device), tokenizer

@@ -9,6 +9,7 @@ in place of its linear layers. A test holds both to the outputs of `transformers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from unimoer.config import AdapterConfig
 from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
-from unimoer.config import AdapterConfig
 from unimoer.model.ops import attention, rms_norm, rotary, swiglu
 from unimoer.types import TokenBatch
 
@@ -58,20 +59,20 @@ def _fuse(parent: nn.Module, names: Sequence[str], adapter: AdapterConfig) -> Mo
 class FusedLayer(nn.Module):
     """One pre-norm decoder layer: attention, then SwiGLU, each added to the residual stream inside its last product."""
 
-    def __init__(self, layer: nn.Module, config: object, adapter: AdapterConfig) -> None:
+    def __init__(self, layer: Any, adapter: AdapterConfig) -> None:
         super().__init__()
         source = layer.self_attn
-        self.head_dim: int = source.head_dim
-        self.scale: float = source.scaling
-        self.eps: float = layer.input_layernorm.variance_epsilon
+        self.head_dim = int(source.head_dim)
+        self.scale = float(source.scaling)
+        self.eps = float(layer.input_layernorm.variance_epsilon)
         self.qkv = _fuse(source, ("q_proj", "k_proj", "v_proj"), adapter)
         self.o = _fuse(source, ("o_proj",), adapter)
         self.gate_up = _fuse(layer.mlp, ("gate_proj", "up_proj"), adapter)
         self.down = _fuse(layer.mlp, ("down_proj",), adapter)
-        self.attention_norm = layer.input_layernorm.weight
-        self.mlp_norm = layer.post_attention_layernorm.weight
-        self.q_norm = source.q_norm.weight if hasattr(source, "q_norm") else None
-        self.k_norm = source.k_norm.weight if hasattr(source, "k_norm") else None
+        self.attention_norm: nn.Parameter = layer.input_layernorm.weight
+        self.mlp_norm: nn.Parameter = layer.post_attention_layernorm.weight
+        self.q_norm: nn.Parameter | None = source.q_norm.weight if hasattr(source, "q_norm") else None
+        self.k_norm: nn.Parameter | None = source.k_norm.weight if hasattr(source, "k_norm") else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, routing: Tensor | None) -> Tensor:
         batch, length, _ = x.shape
@@ -97,12 +98,12 @@ class FusedDecoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
-        body = model.base_model
-        self.embedding = body.embed_tokens.weight
-        self.layers = nn.ModuleList(FusedLayer(layer, model.config, adapter) for layer in body.layers)
-        self.norm = body.norm.weight
-        self.eps: float = body.norm.variance_epsilon
-        self.rotary_embedding = body.rotary_emb
+        body: Any = model.base_model
+        self.embedding: nn.Parameter = body.embed_tokens.weight
+        self.layers = nn.ModuleList(FusedLayer(layer, adapter) for layer in body.layers)
+        self.norm: nn.Parameter = body.norm.weight
+        self.eps = float(body.norm.variance_epsilon)
+        self.rotary_embedding: nn.Module = body.rotary_emb
         self.checkpointing = checkpointing
 
     def forward(self, batch: TokenBatch, *, causal: bool = True, routing: Tensor | None = None) -> Tensor:
@@ -125,7 +126,7 @@ class HostedDecoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
-        self.body = model.base_model
+        self.body: Any = model.base_model
         replaced = 0
         for parent in list(self.body.modules()):
             for name, child in list(parent.named_children()):
@@ -148,9 +149,9 @@ class HostedDecoder(nn.Module):
                 f"{type(model).__name__}; name its projections"
             )
         if checkpointing:
-            self.body.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})
             # Checkpointed segments need an input that carries a gradient, and the embedding is frozen.
-            self.body.enable_input_require_grads()
+            model.enable_input_require_grads()
 
     def forward(self, batch: TokenBatch, *, causal: bool = True, routing: Tensor | None = None) -> Tensor:
         """`[B, T] -> [B, T, d]`."""

@@ -29,6 +29,8 @@ class YesNoHead(nn.Module):
     With the rest of the vocabulary left out, binary cross-entropy on this logit is the two-way softmax.
     """
 
+    difference: Tensor
+
     def __init__(self, lm_head: Tensor, yes_id: int, no_id: int) -> None:
         super().__init__()
         difference = lm_head[yes_id].detach().float() - lm_head[no_id].detach().float()

@@ -7,11 +7,12 @@ import hashlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unimoer.config import ModelConfig
 from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError
+from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
 from unimoer.model.decoder import build_decoder
 from unimoer.model.heads import LinearHead, YesNoHead, pool
@@ -34,7 +35,7 @@ class UnifiedModel(nn.Module):
             self.decoder = build_decoder(base, config.adapter, checkpointing=config.gradient_checkpointing)
         self.eval()
 
-    def _build_head(self, base: nn.Module, seed: int) -> nn.Module:
+    def _build_head(self, base: PreTrainedModel, seed: int) -> nn.Module:
         lm_head: Tensor = base.get_output_embeddings().weight
         if self.config.reranking.head == "linear":
             with torch.random.fork_rng(devices=[]):
@@ -74,8 +75,6 @@ class UnifiedModel(nn.Module):
 
     def frozen_weights(self) -> dict[int, list[nn.Parameter]]:
         """The frozen matrices under an adapter, by decoder layer: what the gradient probe differentiates."""
-        from unimoer.model.adapter import MoELoRALinear
-
         layers: dict[int, list[nn.Parameter]] = {}
         for name, module in self.decoder.named_modules():
             if isinstance(module, MoELoRALinear) and module.a is not None:

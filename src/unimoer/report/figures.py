@@ -79,6 +79,7 @@ def write_figures(experiment: Experiment) -> list[FigureFile]:
             if figure is None:
                 continue
             _save(figure, folder / f"{name}.png", dpi=200)
+            figure.set_layout_engine("none")  # the places are found; finding them again would double the time
             # Without a date, equal results give equal files.
             _save(figure, folder / f"{name}.pdf", metadata={"CreationDate": None})
             buffer = io.StringIO()

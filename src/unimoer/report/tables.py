@@ -228,11 +228,13 @@ def terminal_summary(decision: Mapping[str, Any], results: Mapping[str, Any]) ->
     # No outer border: the table must fit a terminal of 80 columns.
     table = RichTable(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
-        title=f"{results.get('name') or 'experiment'}: {metric}, averaged over data sets",
+        show_edge=False,
+        title=f"{results.get('name') or 'experiment'}: {metric}, averaged over data sets; p: Holm-corrected",
         title_justify="left",
     )
-    for column in ("task", "untrained", "specialist", "joint", "TIR", "95% interval", "p (Holm)", "guard"):
+    for column in ("task", "base", "specialist", "joint", "TIR %", "95% interval", "p", "guard"):
         table.add_column(column, justify="left" if column in ("task", "guard") else "right", no_wrap=True)
     for task in Task:
         found = decision["tasks"][task]
@@ -242,7 +244,7 @@ def terminal_summary(decision: Mapping[str, Any], results: Mapping[str, Any]) ->
             wording.score(found["untrained"]["mean"]),
             wording.score(found["specialist"]["mean"]),
             wording.score(found["joint"]["mean"]),
-            Text(wording.percent(found["tir"]["mean"], signed=True), style="bold"),
+            Text(wording.percent(found["tir"]["mean"], signed=True).rstrip("%"), style="bold"),
             wording.bounds(found["tir"]["ci95"], 1),
             wording.p_value(found["p_holm"]),
             Text(found["status"], style="green" if ok else "yellow"),
@@ -255,4 +257,4 @@ def terminal_summary(decision: Mapping[str, Any], results: Mapping[str, Any]) ->
     )
     lines = [Text(wording.interval_sentence(decision))]
     lines += [Text(f"Preliminary: {reason}.", style="yellow") for reason in decision["preliminary_reasons"]]
-    return Group(table, verdict, *lines)
+    return Group(table, Text(), verdict, *lines)

@@ -43,7 +43,11 @@ class LayerConflict:
     magnitude_similarity: float
 
 
-def compare(embedding: tuple[list[Tensor], list[Tensor]], reranking: tuple[list[Tensor], list[Tensor]]) -> LayerConflict:
+Halves = tuple[list[Tensor], list[Tensor]]
+"""Gradients of one layer's matrices on the two halves of a batch."""
+
+
+def compare(embedding: Halves, reranking: Halves) -> LayerConflict:
     """Compare two tasks in one layer from the gradients of two halves of each task's batch."""
     halves = [_dot(embedding[0], embedding[0]), _dot(embedding[1], embedding[1]), _dot(*embedding)]
     other = [_dot(reranking[0], reranking[0]), _dot(reranking[1], reranking[1]), _dot(*reranking)]
@@ -84,9 +88,7 @@ class ConflictProbe:
     reads fresh batches. Reranking groups use mined negatives throughout, so that probes are comparable over time.
     """
 
-    def __init__(
-        self, every: int, samplers: dict[Task, TaskSampler], collator: Collator, writer: JsonlWriter
-    ) -> None:
+    def __init__(self, every: int, samplers: dict[Task, TaskSampler], collator: Collator, writer: JsonlWriter) -> None:
         self.every = every
         self.samplers = samplers
         self.collator = collator

@@ -27,7 +27,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "one_seed": {"tir": {"embedding": 9.0}},
     "underpowered": {"gain": {"reranking": -0.01}, "seeds": SEEDS},
     "one_dataset": {"domains": {"hpo": ("documents unseen in training", "HPO licence")}},
-    "twelve_datasets": {"domains": {name: ("unseen", "see source") for name in TWELVE}, "seeds": SEEDS, "queries": 20},
+    "twelve_datasets": {"domains": dict.fromkeys(TWELVE, ("unseen", "see source")), "seeds": SEEDS, "queries": 20},
     "wild": {"tir": {"embedding": -25.0, "reranking": 60.0}, "queries": 6, "noise": 0.3, "layers": 36},
     "no_logs": {"conflicts": False},
 }

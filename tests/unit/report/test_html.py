@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -48,31 +49,29 @@ class Balance(HTMLParser):
             assert self.open and self.open.pop() == tag, tag
 
 
-def report(folder: Path, tmp_path: Path) -> tuple[Path, str]:
-    copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    page = build_report(copy)
-    return page, page.read_text("utf-8")
+@pytest.fixture(scope="module")
+def reports(experiments: Get, tmp_path_factory: pytest.TempPathFactory) -> Get:
+    """The report of a variant, built once in a copy of its folder; returns the page."""
+    pages: dict[str, Path] = {}
+
+    def get(variant: str) -> Path:
+        if variant not in pages:
+            pages[variant] = build_report(
+                shutil.copytree(experiments(variant), tmp_path_factory.mktemp("reports") / variant)
+            )
+        return pages[variant]
+
+    return get
 
 
 @pytest.mark.parametrize(
-    "variant",
-    [
-        "pass",
-        "fail",
-        "marginal",
-        "negative",
-        "one_seed",
-        "underpowered",
-        "one_dataset",
-        "twelve_datasets",
-        "wild",
-        "no_logs",
-    ],
+    "variant", ["pass", "marginal", "negative", "one_seed", "underpowered", "twelve_datasets", "wild", "no_logs"]
 )
-def test_one_file_that_says_what_the_decision_says(experiments: Get, tmp_path: Path, variant: str) -> None:
-    page, text = report(experiments(variant), tmp_path)
+def test_one_file_that_says_what_the_decision_says(reports: Get, variant: str) -> None:
+    page = reports(variant)
+    text = page.read_text("utf-8")
     decision = json.loads((page.parent / "decision.json").read_text("utf-8"))
-    assert page == tmp_path / "elsewhere" / "report.html"
+    assert page.name == "report.html"
     assert f'class="badge {decision["verdict"]}"' in text and f"<h1>{wording.headline(decision)}</h1>" in text
     assert ("PRELIMINARY" in text) == decision["preliminary"]
 
@@ -84,9 +83,8 @@ def test_one_file_that_says_what_the_decision_says(experiments: Get, tmp_path: P
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert not re.search(r"\b(nan|None|Undefined)\b", re.sub(r"<svg.*?</svg>|<style.*?</style>", "", text, flags=re.S))
     assert text.count("<svg") == (2 if variant == "no_logs" else 4)
-    assert ("gains" in text) == (
-        "gains" in " ".join(wording.task_sentence(task, found, "ndcg@10") for task, found in decision["tasks"].items())
-    )
+    for task, found in decision["tasks"].items():
+        assert html.escape(wording.task_sentence(task, found, "ndcg@10"), quote=True) in text.replace("&#39;", "&#x27;")
 
     markdown = (page.parent / "report.md").read_text("utf-8")
     assert wording.headline(decision) in markdown and "## Provenance" in markdown
@@ -94,8 +92,8 @@ def test_one_file_that_says_what_the_decision_says(experiments: Get, tmp_path: P
         assert (page.parent / image).exists()
 
 
-def test_provenance_is_there(experiments: Get, tmp_path: Path) -> None:
-    _, text = report(experiments("pass"), tmp_path)
+def test_provenance_is_there(reports: Get) -> None:
+    text = reports("pass").read_text("utf-8")
     for fact in (
         "unimoer run kill-gate --quick",
         "0123456789abcdef0123456789abcdef01234567",
@@ -118,15 +116,15 @@ def test_runs_that_differ_are_said_to(experiments: Get, tmp_path: Path) -> None:
     assert "Runs differ in" in text and "with uncommitted changes" in text
 
 
-def test_rebuilt_from_result_files_alone_and_repeatable(experiments: Get, tmp_path: Path) -> None:
-    page, text = report(experiments("pass"), tmp_path)
-    for path in page.parent.glob("runs/*/eval"):
+def test_rebuilt_from_result_files_alone_and_repeatable(reports: Get, tmp_path: Path) -> None:
+    built = reports("pass")
+    folder = shutil.copytree(built.parent, tmp_path / "elsewhere")
+    for path in folder.glob("runs/*/eval"):
         shutil.rmtree(path)
-    (page.parent / "plan.json").unlink()
-    markdown = (page.parent / "report.md").read_bytes()
-    assert build_report(page.parent).read_text("utf-8") == text
-    assert (page.parent / "report.md").read_bytes() == markdown
-    assert not list(page.parent.rglob("*.tmp*"))
+    (folder / "plan.json").unlink()
+    assert build_report(folder).read_bytes() == built.read_bytes()
+    assert (folder / "report.md").read_bytes() == (built.parent / "report.md").read_bytes()
+    assert not list(folder.rglob("*.tmp*"))
 
 
 def test_everything_from_files_is_escaped(experiments: Get, tmp_path: Path) -> None:
@@ -151,6 +149,7 @@ def test_missing_and_broken_files_are_one_line(experiments: Get, tmp_path: Path)
 
 
 def test_report_needs_no_model_code() -> None:
-    code = "import sys, unimoer.report.html; print(sorted({'torch', 'transformers', 'unimoer.experiments'} & set(sys.modules)))"
+    unwanted = {"torch", "transformers", "unimoer.experiments"}
+    code = f"import sys, unimoer.report.html; print(sorted({unwanted} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
