@@ -195,7 +195,8 @@ def batch(sequences: Sequence[Sequence[int]], padding: str = "right", multiple: 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Distance over the size of what was expected: rounding scales with the tensor, not with its single numbers."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())
 
 
 def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str
             "negatives": {"num_negatives": 6},
         },
         "training": {
-            "embedding": {"steps": 6, "batch_size": 6, "hard_negatives": 1, "random_until": 0.5},
+            "embedding": {"steps": 6, "batch_size": 6, "negatives": 1, "random_until": 0.5},
             "reranking": {"steps": 6, "batch_size": 4, "negatives": 2},
             "optimizer": {"lr": 1e-2},
             "probe": {"every": 4, "batch_size": 4},

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from unimoer.errors import UserError
+from unimoer.runtime import keep_freed_memory
 
 errors = Console(stderr=True)
 
@@ -35,6 +36,7 @@ def build_app() -> typer.Typer:
 
 def main(argv: list[str] | None = None) -> None:
     """Exit 0 when done, 2 with one line for a user's mistake, 130 when interrupted; a bug shows its traceback."""
+    keep_freed_memory()
     try:
         build_app()(args=argv, standalone_mode=True)
     except UserError as error:

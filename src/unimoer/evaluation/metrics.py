@@ -14,6 +14,7 @@ from pathlib import Path
 import pytrec_eval
 
 from unimoer.errors import UserError, did_you_mean
+from unimoer.files import write_text
 from unimoer.types import Qrels, Run
 
 METRICS = ("ndcg@10", "map", "mrr@10", "recall@100")
@@ -89,7 +90,7 @@ def ceiling(qrels: Qrels, candidates: Mapping[str, Iterable[str]], k: int = 10) 
 def write_trec(run: Run, path: Path, tag: str) -> None:
     """Write `query Q0 document rank score tag` lines, best first, atomically; scores survive the round trip exactly.
 
-    Raises UserError for an id with white space, which the format cannot hold.
+    Raises UserError for an id with white space, which the format cannot hold, and for a file that cannot be written.
     """
     tag = "-".join(tag.split()) or "run"
     lines: list[str] = []
@@ -101,10 +102,7 @@ def write_trec(run: Run, path: Path, tag: str) -> None:
                 if name.split() != [name]:
                     raise UserError(f"{path}: the id {name!r} has white space; TREC run files cannot hold it")
             lines.append(f"{query} Q0 {document} {rank} {scores[document]!r} {tag}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(lines))
 
 
 def read_trec(path: Path) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from unimoer import files
 from unimoer.errors import UserError
 from unimoer.evaluation.metrics import PerQuery
 from unimoer.evaluation.statistics import Array
@@ -140,12 +141,9 @@ def read_experiment(folder: Path) -> Experiment:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError in one line for a missing or broken one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: missing; finish the experiment with the command that started it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not path.is_file():
+        raise UserError(f"{path}: missing; finish the experiment with the command that started it")
+    return files.read_json(path)
 
 
 def read_log(path: Path, identity: Sequence[str]) -> list[dict[str, Any]]:
@@ -164,18 +162,6 @@ def read_log(path: Path, identity: Sequence[str]) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     return list(lines.values())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically, with sorted keys, so that equal results are equal files.
-
-    Raises ValueError for NaN or infinity, which JSON does not have: undefined numbers are written as null.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _read_run(experiment: Path, entry: Mapping[str, Any], plan_file: Path) -> RunFolder:

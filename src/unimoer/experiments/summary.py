@@ -21,8 +21,8 @@ from unimoer.experiments.results import (
     RunFolder,
     read_experiment,
     read_log,
-    write_json,
 )
+from unimoer.files import write_json
 from unimoer.types import Task
 
 _PLAN_FIELDS = ("name", "tier", "budget", "command", "rerank_depth", "seeds", "arms", "criterion")
@@ -39,14 +39,15 @@ def write_results(experiment_dir: Path) -> None:
     """
     experiment = read_experiment(Path(experiment_dir))
     criterion = Criterion.from_plan(experiment.plan["criterion"])
-    decision = decide(experiment.scores, criterion, experiment.seeds, _conflicts(experiment))
+    replicates = int(experiment.plan.get("bootstrap") or statistics.REPLICATES)
+    decision = decide(experiment.scores, criterion, experiment.seeds, _conflicts(experiment), replicates=replicates)
     for key in ("name", "tier", "budget"):
         decision[key] = experiment.plan.get(key)
-    write_json(experiment.folder / "results.json", summarise(experiment, criterion))
+    write_json(experiment.folder / "results.json", summarise(experiment, criterion, replicates))
     write_json(experiment.folder / "decision.json", decision)
 
 
-def summarise(experiment: Experiment, criterion: Criterion) -> dict[str, Any]:
+def summarise(experiment: Experiment, criterion: Criterion, replicates: int = statistics.REPLICATES) -> dict[str, Any]:
     """The content of results.json: every arm's scores with intervals, references, ceilings, costs and provenance.
 
     Scores lie at `scores[task]["macro" or "datasets"][data set][arm]`, each with means of all metrics, their standard
@@ -55,14 +56,14 @@ def summarise(experiment: Experiment, criterion: Criterion) -> dict[str, Any]:
     return {
         **{key: experiment.plan.get(key) for key in _PLAN_FIELDS},
         "datasets": _datasets(experiment),
-        "scores": {str(task): _scores(experiment, task, criterion.metric) for task in Task},
+        "scores": {str(task): _scores(experiment, task, criterion.metric, replicates) for task in Task},
         "ceilings": _ceilings(experiment, criterion.metric),
         "runs": [_run(run) for run in experiment.runs],
         "provenance": _provenance(experiment),
     }
 
 
-def _scores(experiment: Experiment, task: Task, metric: str) -> dict[str, Any]:
+def _scores(experiment: Experiment, task: Task, metric: str, replicates: int) -> dict[str, Any]:
     scores, seeds = experiment.scores, experiment.seeds
     names = scores.datasets(task)
     covered: dict[str, list[str]] = {}
@@ -74,21 +75,21 @@ def _scores(experiment: Experiment, task: Task, metric: str) -> dict[str, Any]:
     found_scores: dict[str, Any] = {"macro": {}, "datasets": {name: {} for name in names}}
     for arm, arm_names in covered.items():
         matrices = {name: scores.matrix(arm, task, name, metric, seeds) for name in arm_names}
-        replicates = statistics.bootstrap_means({arm: matrices})[arm]
+        resampled = statistics.bootstrap_means({arm: matrices}, replicates)[arm]
         runs = [seed for seed in scores.seeds(arm, task) if seed in seeds or arm in (UNTRAINED, BM25)]
         by_seed = {name: {seed: mean(scores.per_query[arm, seed, name, task]) for seed in runs} for name in arm_names}
         for name in arm_names:
             queries = matrices[name].shape[1]
-            found_scores["datasets"][name][arm] = _cell(by_seed[name], replicates[name], queries)
+            found_scores["datasets"][name][arm] = _cell(by_seed[name], resampled[name], queries)
         if arm_names == names:
             macro = {seed: _average([by_seed[name][seed] for name in names]) for seed in runs}
             queries = sum(matrix.shape[1] for matrix in matrices.values())
-            found_scores["macro"][arm] = _cell(macro, statistics.macro(replicates), queries)
+            found_scores["macro"][arm] = _cell(macro, statistics.macro(resampled), queries)
     return found_scores
 
 
-def _cell(by_seed: Mapping[int, Mapping[str, float]], replicates: statistics.Array, queries: int) -> dict[str, Any]:
-    interval = statistics.percentile_interval(0.0, replicates, len(by_seed))
+def _cell(by_seed: Mapping[int, Mapping[str, float]], resampled: statistics.Array, queries: int) -> dict[str, Any]:
+    interval = statistics.percentile_interval(0.0, resampled, len(by_seed))
     columns = {name: [values[name] for values in by_seed.values()] for name in next(iter(by_seed.values()))}
     return {
         "mean": {name: math.fsum(values) / len(values) for name, values in columns.items()},

@@ -110,10 +110,12 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _EagerAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-        scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scale)
-        batch, heads, _, columns = scores.shape
-        # Query heads that share a key head lie one after the other in the row dimension.
-        scores.view(batch, heads, -1, mask.shape[-2], columns).add_(mask.unsqueeze(2))
+        products = torch.matmul(query, key.transpose(-1, -2))
+        batch, heads, _, columns = products.shape
+        # Query heads that share a key head lie one after the other in the row dimension. The sum is float32, in one
+        # pass: the mask's dtype decides.
+        by_head = products.view(batch, heads, -1, mask.shape[-2], columns)
+        scores = torch.add(mask.unsqueeze(2), by_head, alpha=scale).view(products.shape)
         probabilities = torch.softmax(scores, dim=-1).to(query.dtype)
         ctx.save_for_backward(query, key, value, probabilities)
         ctx.scale = scale

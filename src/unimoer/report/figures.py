@@ -137,9 +137,10 @@ def _figures(
         (
             "conflicts",
             "Gradient conflict by layer and step",
-            "Left: cosine between the gradients of the two tasks during joint training; orange is conflict. Right: the "
-            "cosine that two halves of one task's batch show, averaged geometrically over the tasks: no cosine on the "
-            "left can be expected to exceed it, so a pale cell on the left means little where the right is pale too. "
+            "Left: cosine between the gradients of the two tasks during joint training; orange is conflict. Right: how "
+            "well a task's gradient agrees with itself, judged by two halves of its batch, averaged geometrically over "
+            "the tasks: no cosine on the left can be expected to exceed it, so a pale cell on the left means little "
+            "where the right is pale too. "
             "Grey: not measured." + (" Means over seeds." if several else ""),
             plots.draw_conflicts,
         ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unimoer import files
 from unimoer.errors import UserError
 from unimoer.types import Task, TrainingMode
 
@@ -57,8 +58,8 @@ class Experiment:
         for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 line = json.loads(text)
-                lines[tuple(line[key] for key in identity)] = line
-            except (json.JSONDecodeError, KeyError, TypeError):
+                lines[tuple(line.get(key) for key in identity)] = line
+            except (json.JSONDecodeError, AttributeError):
                 continue
         return list(lines.values())
 
@@ -70,17 +71,6 @@ class Experiment:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError in one line for a missing or broken one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: missing; `unimoer analyze` writes it from a finished experiment") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; `unimoer analyze` writes it from a finished experiment")
+    return files.read_json(path)

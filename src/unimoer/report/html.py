@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from unimoer.files import write_text
 from unimoer.report import wording
 from unimoer.report.figures import FigureFile, write_figures
-from unimoer.report.files import Experiment, write_text
+from unimoer.report.files import Experiment
 from unimoer.report.notes import conflict_paragraphs, reading_notes
 from unimoer.report.table import Table
 from unimoer.report.tables import write_tables

@@ -51,10 +51,10 @@ def conflict_paragraphs(decision: Mapping[str, Any]) -> list[str]:
     ]
     if found["noise_ceiling"] is not None:
         paragraphs.append(
-            "A batch is a noisy sample, and noise pulls every cosine towards 0. Two halves of one task's own batch "
-            f"agree with a cosine of {wording.score(found['reliability_embedding'])} for embedding and "
-            f"{wording.score(found['reliability_reranking'])} for reranking; two tasks that wanted exactly the same "
-            f"would show about {wording.score(found['noise_ceiling'])}. {_against_ceiling(found)}"
+            "A batch is a noisy sample, and noise pulls every cosine towards 0. Judged by the halves of its own "
+            f"batches, a task's gradient agrees with itself only to {wording.score(found['reliability_embedding'])} "
+            f"for embedding and {wording.score(found['reliability_reranking'])} for reranking; two tasks that wanted "
+            f"exactly the same would show about {wording.score(found['noise_ceiling'])}. {_against_ceiling(found)}"
         )
     layers = found["by_layer"]
     if len(layers) > 1:

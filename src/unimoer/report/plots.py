@@ -127,8 +127,12 @@ def draw_training(experiment: Experiment) -> Figure | None:
     for task in Task:
         for arm in (SPECIALIST[task], JOINT):
             for run in experiment.runs(arm):
-                log = experiment.log(run, "metrics.jsonl", ("step", "task"))
-                losses = [(line["task_step"], line["loss"]) for line in log if line["task"] == task]
+                log = experiment.log(run, "metrics.jsonl", ("step", "task", "domain"))
+                losses = [
+                    (line["task_step"], line["loss"])
+                    for line in log
+                    if line.get("task") == task and line.get("loss") is not None
+                ]
                 if len(losses) > 1:
                     curves.setdefault((task, arm), []).append(np.array(sorted(losses), np.float64))
     if not curves:

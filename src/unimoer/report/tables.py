@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from unimoer.files import write_text
 from unimoer.report import wording
-from unimoer.report.files import BM25, JOINT, SPECIALIST, UNTRAINED, Experiment, write_text
+from unimoer.report.files import BM25, JOINT, SPECIALIST, UNTRAINED, Experiment
 from unimoer.report.table import Cell, Table
 from unimoer.types import Task
 
@@ -79,7 +80,7 @@ def scores_table(experiment: Experiment, task: Task) -> Table:
         "Bold: the better of specialist and joint. † joint differs from the specialist (sign-flip test, Holm-corrected "
         "p < 0.05; data sets are one family, the two averages another). Average: over data sets, with its 95% interval."
     )
-    if task == Task.RERANKING:
+    if task == Task.RERANKING and experiment.results.get("rerank_depth"):
         notes += f" Every arm reranks the same candidates ({experiment.results['rerank_depth']} a query from BM25)."
     return Table(f"scores_{task}", caption, ["", *names, "Average"], rows, rules=frozenset(rules), notes=notes)
 
@@ -163,19 +164,27 @@ def metrics_table(experiment: Experiment) -> Table:
 
 
 def datasets_table(experiment: Experiment) -> Table:
-    """What was measured on: sizes, overlap with training, licence."""
+    """What was measured on: source, overlap with training, sizes; what no data set has stays out."""
+    described = {name: experiment.results["datasets"][name] for name in experiment.datasets}
+    words = [("source", "Source"), ("overlap", "Overlap with training"), ("licence", "Licence")]
+    numbers = [("documents", "Documents"), ("train_queries", "Training queries"), ("queries", "Test queries")]
+    words, numbers = (
+        [(key, label) for key, label in group if any(found.get(key) is not None for found in described.values())]
+        for group in (words, numbers)
+    )
     rows = []
-    for name in experiment.datasets:
-        found = experiment.results["datasets"][name]
-        counts = [
-            f"{found[key]:,}" if found.get(key) is not None else wording.MISSING for key in ("documents", "queries")
-        ]
-        rows.append(
-            [Cell(name), Cell(found.get("overlap") or wording.MISSING), Cell(found.get("licence") or wording.MISSING)]
-            + [Cell(count) for count in counts]
-        )
-    columns = ["Data set", "Test documents", "Licence", "Documents", "Queries"]
-    return Table("datasets", "Data sets of the evaluation", columns, rows, text_columns=3)
+    for name, found in described.items():
+        cells = [Cell(name), *(Cell(str(found.get(key) or wording.MISSING)) for key, _ in words)]
+        cells += [Cell(wording.MISSING if found.get(key) is None else f"{found[key]:,}") for key, _ in numbers]
+        rows.append(cells)
+    return Table(
+        "datasets",
+        "Data sets of the evaluation",
+        ["Data set", *(label for _, label in [*words, *numbers])],
+        rows,
+        text_columns=1 + len(words),
+        notes=" ".join(f"{name}: {found['notes']}." for name, found in described.items() if found.get("notes")),
+    )
 
 
 def runs_table(experiment: Experiment) -> Table:

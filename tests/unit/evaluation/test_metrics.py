@@ -139,7 +139,7 @@ def test_trec_round_trip(tmp_path_factory: pytest.TempPathFactory, run: dict[str
     ranks = [line.split() for line in path.read_text("utf-8").splitlines()]
     assert all(fields[1] == "Q0" and fields[5] == "joint-single" for fields in ranks)
     assert sum(fields[3] == "1" for fields in ranks) == len(run)
-    assert not path.with_name("run.trec.tmp").exists()
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,18 @@ def write_experiment(
             "rerank_depth": 20,
             "runs": entries,
             "datasets": {
-                name: {"documents": 839, "queries": queries, "overlap": overlap, "licence": licence}
+                name: {
+                    "source": f"embedded:{name}",
+                    "documents": 839,
+                    "train_queries": 1200,
+                    "queries": queries,
+                    "overlap": overlap,
+                    "notes": f"made for tests; {licence}",
+                    "sha256": f"{sum(name.encode()):064x}",
+                }
                 for name, (overlap, licence) in domains.items()
             },
+            "bootstrap": 10_000,
         },
     )
     return folder

@@ -144,7 +144,7 @@ def test_missing_and_broken_files_are_one_line(experiments: Get, tmp_path: Path)
         build_report(tmp_path)
     folder = shutil.copytree(experiments("one_seed"), tmp_path / "experiment")
     (folder / "results.json").write_text("{", "utf-8")
-    with pytest.raises(UserError, match=r"results\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"results\.json:1: broken JSON"):
         build_report(folder)
 
 

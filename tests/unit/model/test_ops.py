@@ -1,0 +1,184 @@
+"""Every hand-written operation against the same formula in plain autograd: outputs and all gradients.
+
+Float32 agrees to 1e-5 of the tensor's size, a few roundings in another order. Bfloat16 keeps 8 bits, so each rounding
+costs up to 4e-3; the reference is computed in float32 from the same bfloat16 inputs, and a few roundings fit in 2e-2.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unimoer.model import ops
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+DTYPES = list(TOLERANCE)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+
+def agree(found: Tensor, expected: Tensor, ours: list[Tensor], twins: list[Tensor], tolerance: float) -> None:
+    """Same outputs, and the same gradient of a random sum for every input; `twins` are float32 copies of `ours`."""
+    assert found.shape == expected.shape
+    assert tiny.relative(found, expected) < tolerance
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
+    found_gradients = torch.autograd.grad((found.float() * weights).sum(), ours)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), twins)
+    for index, (one, other) in enumerate(zip(found_gradients, expected_gradients, strict=True)):
+        assert one.shape == other.shape, index
+        assert one.dtype == ours[index].dtype, index
+        assert tiny.relative(one, other) < 2 * tolerance, index
+
+
+def twin(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm(dtype: torch.dtype) -> None:
+    x, weight = random(3, 5, 16, dtype=dtype), random(16, dtype=dtype)
+    x_twin, weight_twin = twin(x), twin(weight)
+    expected = x_twin * torch.rsqrt(x_twin.pow(2).mean(-1, keepdim=True) + 1e-3) * weight_twin
+    agree(ops.rms_norm(x, weight, 1e-3), expected, [x, weight], [x_twin, weight_twin], TOLERANCE[dtype])
+
+
+def test_rms_norm_survives_zeros_and_large_values() -> None:
+    x = torch.zeros(2, 4, requires_grad=True)
+    y = ops.rms_norm(x, torch.ones(4), 1e-6)
+    y.sum().backward()
+    assert torch.equal(y, torch.zeros(2, 4))
+    assert torch.isfinite(x.grad).all()
+    large = torch.full((1, 64), 1e15)
+    assert torch.allclose(ops.rms_norm(large, torch.ones(64), 1e-6), torch.ones(1, 64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu(dtype: torch.dtype) -> None:
+    gate_up = random(2, 3, 20, dtype=dtype)
+    gate_up_twin = twin(gate_up)
+    gate, up = gate_up_twin.chunk(2, dim=-1)
+    agree(ops.swiglu(gate_up), F.silu(gate) * up, [gate_up], [gate_up_twin], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary(dtype: torch.dtype) -> None:
+    """Against the formula of transformers: x * cos + rotate_half(x) * sin, whole width."""
+    x = random(2, 6, 3, 8, dtype=dtype)
+    x_twin = twin(x)
+    angles = torch.arange(12).view(2, 6, 1, 1) * torch.tensor([1.0, 0.3, 0.1, 0.01])
+    cos, sin = (1.7 * angles.cos()).to(dtype), (1.7 * angles.sin()).to(dtype)
+    first, second = x_twin.chunk(2, dim=-1)
+    wide_cos, wide_sin = (torch.cat([part, part], -1).float() for part in (cos, sin))
+    expected = x_twin * wide_cos + torch.cat([-second, first], -1) * wide_sin
+    agree(ops.rotary(x, cos, sin), expected, [x], [x_twin], TOLERANCE[dtype])
+
+
+def additive_mask(kind: str, batch: int, length: int) -> Tensor:
+    allowed = torch.ones(batch, 1, length, length, dtype=torch.bool)
+    if kind != "full":
+        allowed = allowed.tril()
+    if kind == "left padded":
+        # The first two queries of row 0 see no key at all.
+        allowed[0, :, :, :2] = False
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["full", "causal", "left padded"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("path", ["eager", "blocked"])
+def test_attention(
+    dtype: torch.dtype, kind: str, heads: int, kv_heads: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "blocked":
+        monkeypatch.setattr(ops, "EAGER_ATTENTION_MAX_LENGTH", 0)
+    query = random(2, 7, heads, 8, dtype=dtype)
+    key, value = (random(2, 7, kv_heads, 8, dtype=dtype, seed=seed) for seed in (1, 2))
+    mask, twins = additive_mask(kind, 2, 7), [twin(tensor) for tensor in (query, key, value)]
+    wide = [tensor.transpose(1, 2) for tensor in twins]
+    wide[1:] = [tensor.repeat_interleave(heads // kv_heads, dim=1) for tensor in wide[1:]]
+    scores = wide[0] @ wide[1].transpose(-1, -2) * 0.3 + mask
+    expected = (scores.softmax(-1) @ wide[2]).transpose(1, 2).flatten(2)
+    found = ops.attention(query, key, value, mask, 0.3)
+    if kind == "left padded":
+        # What a query without keys returns is nobody's business, as long as it is a number and passes none back.
+        assert torch.isfinite(found).all()
+        seen = torch.ones(2, 7, 1)
+        seen[0, :2] = 0
+        found, expected = found * seen, expected * seen
+    agree(found, expected, [query, key, value], twins, TOLERANCE[dtype])
+
+
+def test_both_attention_paths_give_the_same_for_rows_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = (random(1, 5, 2, 4, seed=seed) for seed in range(3))
+    mask = torch.full((1, 1, 5, 5), torch.finfo(torch.float32).min)
+    eager = ops.attention(query, key, value, mask, 0.5)
+    monkeypatch.setattr(ops, "EAGER_ATTENTION_MAX_LENGTH", 0)
+    blocked = ops.attention(query, key, value, mask, 0.5)
+    assert tiny.relative(eager, blocked) < 1e-6
+    assert torch.allclose(eager, value.mean(1).flatten(1).expand(1, 5, 8), atol=1e-6)
+
+
+LAYOUTS = {
+    "one projection": ((slice(0, 9), slice(0, 9), slice(0, 4)),),
+    "first and last of three": (
+        (slice(0, 4), slice(0, 4), slice(0, 4)),
+        (slice(6, 9), slice(4, 7), slice(4, 8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize(("bias", "residual", "routing", "dropped"), list(product([False, True], repeat=4)))
+def test_lora_linear(
+    dtype: torch.dtype, layout: str, bias: bool, residual: bool, routing: bool, dropped: bool
+) -> None:
+    """All ways to call it, with gradients of everything that can have one, the frozen weight included."""
+    places = LAYOUTS[layout]
+    width, rows = 4 * len(places), sum(part.stop - part.start for _, part, _ in places)
+    x, weight = random(2, 5, 6, dtype=dtype), random(9, 6, dtype=dtype)
+    a, b, scale = random(width, 6), random(rows, 4), torch.tensor([0.5, 0.5, 2.0, 2.0])
+    options: dict[str, Tensor] = {}
+    if bias:
+        options["bias"] = random(9, dtype=dtype).detach()
+    if residual:
+        options["residual"] = random(2, 5, 9, dtype=dtype, seed=1)
+    if routing:
+        options["routing"] = random(2, 5, width, seed=2)
+    if dropped:
+        options["x_adapter"] = random(2, 5, 6, dtype=dtype, seed=3)
+    inputs = [x, weight, a, b, *(tensor for name, tensor in options.items() if name != "bias")]
+    found = ops.lora_linear(x, weight, a, b, scale, places, **options)
+
+    twins = [twin(tensor) for tensor in inputs]
+    x_twin, weight_twin, a_twin, b_twin = twins[:4]
+    named = dict(zip([name for name in options if name != "bias"], twins[4:], strict=True))
+    hidden = named.get("x_adapter", x_twin) @ a_twin.t() * named.get("routing", torch.ones(()))
+    expected = x_twin @ weight_twin.t()
+    for out_rows, b_rows, columns in places:
+        update = hidden[..., columns] @ (b_twin[b_rows] * scale).t()
+        expected = expected + F.pad(update, (out_rows.start, 9 - out_rows.stop))
+    if bias:
+        expected = expected + options["bias"].float()
+    expected = expected + named.get("residual", torch.zeros(()))
+    agree(found, expected, inputs, twins, TOLERANCE[dtype])
+
+
+def test_a_frozen_weight_gets_no_gradient() -> None:
+    x, weight, a, b = random(3, 6), random(9, 6).detach(), random(4, 6), random(9, 4)
+    layout = LAYOUTS["one projection"]
+    ops.lora_linear(x, weight, a, b, torch.ones(4), layout).sum().backward()
+    assert weight.grad is None
+    assert a.grad is not None
+    weight.requires_grad_(True)
+    ops.lora_linear(x, weight, a, b, torch.ones(4), layout).sum().backward()
+    assert torch.allclose(weight.grad, x.detach().sum(0).expand(9, 6), atol=1e-6)
