@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -28,9 +31,25 @@ from transformers import (
 from transformers import AutoModelForCausalLM as Causal
 
 from unimoer.config import ExperimentConfig, ModelConfig, parse_config
-from unimoer.data.collate import pad
+from unimoer.data.collate import Collator, pad
+from unimoer.data.prepare import prepare
+from unimoer.experiments.plan import plan_runs
+from unimoer.experiments.progress import Progress
+from unimoer.experiments.run import RunContext, build_probe, build_samplers
+from unimoer.experiments.runner import workload
 from unimoer.model.unified import UnifiedModel
-from unimoer.types import Document, RetrievalDataset, TokenBatch
+from unimoer.tracking import Tracker
+from unimoer.training.loop import train
+from unimoer.training.state import Counters
+from unimoer.types import (
+    Document,
+    EmbeddingBatch,
+    RerankingBatch,
+    RetrievalDataset,
+    Task,
+    TokenBatch,
+    TrainingMode,
+)
 
 FUSED = ("qwen3", "llama", "qwen2", "mistral")
 HOSTED = ("olmo2", "gemma", "mistral_sliding")
@@ -153,7 +172,7 @@ PROMPTS = {
 """Short, for speed; the Qwen3 defaults have tests of their own."""
 
 
-def model_config(base: Path, **changes: Any) -> ModelConfig:
+def model_config(base: Path | str, **changes: Any) -> ModelConfig:
     """Float32, rank 4, mean pooling with a linear head; `changes` replace whole fields."""
     content: dict[str, Any] = {
         "base": str(base),
@@ -232,6 +251,71 @@ def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str
 
 def parsed(content: Mapping[str, Any]) -> ExperimentConfig:
     return parse_config(dict(content), "tiny")
+
+
+def context(config: ExperimentConfig) -> RunContext:
+    """What the runs of an experiment share, with progress that nobody reads."""
+    progress = Progress(Console(file=io.StringIO()), workload(config, plan_runs(config)))
+    return RunContext(config, prepare(config.data, depth=config.evaluation.rerank_depth), CPU, progress)
+
+
+class Interrupted(Exception):
+    """Stands for whatever stops a run between two steps."""
+
+
+class Recorder(Collator):
+    """Keeps the token ids of every batch, by task and in order."""
+
+    seen: dict[Task, list[list[list[int]]]]
+
+    def embedding(self, *arguments: Any) -> EmbeddingBatch:
+        found = super().embedding(*arguments)
+        self.seen[Task.EMBEDDING].append([found.queries.input_ids.tolist(), found.documents.input_ids.tolist()])
+        return found
+
+    def reranking(self, *arguments: Any) -> RerankingBatch:
+        found = super().reranking(*arguments)
+        self.seen[Task.RERANKING].append(found.pairs.input_ids.tolist())
+        return found
+
+
+@dataclass
+class Trained:
+    model: UnifiedModel
+    counters: Counters
+    seen: dict[Task, list[list[list[int]]]]
+
+
+def train_arm(
+    config: ExperimentConfig, arm: str, folder: Path, *, seed: int = 1, stop_after: int | None = None
+) -> Trained:
+    """One arm through the real loop, tracker and probe; raises `Interrupted` after a step when told to."""
+    mode, shared = TrainingMode(arm), context(config)
+    model = UnifiedModel(config.model, CPU, seed=seed)
+    datasets = {name: domain.dataset for name, domain in shared.domains.items()}
+    options: Any = {
+        "instructions": shared.instructions,
+        "padding": config.model.padding,
+        "multiple": config.training.pad_to_multiple,
+    }
+    collator = Recorder(model.prompter, datasets, **options)
+    collator.seen = {task: [] for task in Task}
+    joint = len(mode.tasks) > 1 and config.training.probe.every > 0
+    plain = Collator(model.prompter, datasets, **options)
+    probe = build_probe(shared, mode, seed, plain, folder) if joint else None
+
+    def stop(step: int, *_: object) -> None:
+        if step == stop_after:
+            raise Interrupted
+
+    tracker = Tracker(folder)
+    torch.manual_seed(seed)
+    try:
+        samplers = build_samplers(shared, mode, seed)
+        counters = train(config, mode, model, samplers, collator, folder, tracker=tracker, probe=probe, progress=stop)
+    finally:
+        tracker.close()
+    return Trained(model, counters, collator.seen)
 
 
 def write_yaml(content: Mapping[str, Any], path: Path) -> Path:

@@ -11,6 +11,7 @@ from unimoer.errors import UserError
 from unimoer.runtime import keep_freed_memory
 
 errors = Console(stderr=True)
+INTERRUPTED = 130
 
 
 def build_app() -> typer.Typer:
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         errors.print(f"unimoer: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("unimoer: stopped; the same command goes on from the last checkpoint", highlight=False)
-        sys.exit(130)
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into this exit code, without a word.
+        if stop.code == INTERRUPTED:
+            errors.print("unimoer: stopped; the same command goes on from the last checkpoint", highlight=False)
+        raise

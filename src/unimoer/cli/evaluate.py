@@ -29,7 +29,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which judgements to use.")] = "test",
     depth: Annotated[int, typer.Option(min=1, help="Candidates a query to rerank, from BM25.")] = 100,
     queries: Annotated[int | None, typer.Option(min=1, help="Sample this many queries.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where results go [default: RUN/eval].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where results go [default: RUN/eval-extra].")] = None,
     device: Device = "auto",
 ) -> None:
     """Evaluate a run on data it may never have seen, beside BM25 and its own untrained base.

@@ -99,7 +99,5 @@ class EvaluationConfig(Strict):
     """Candidates a query, from BM25; the same list for every arm."""
     batch_tokens: int = Field(8192, ge=64)
     """Tokens a forward pass, padding included; texts are sorted by length first."""
-    dtype: Literal["same", "float32"] = "same"
-    """`same` as training, or float32 for the whole model."""
     bootstrap: int = Field(10_000, ge=100)
     """Replicates of every interval and randomisation test."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from unimoer.errors import UserError
 from unimoer.types import Example, Task
 
 
@@ -52,6 +53,13 @@ class TaskSampler:
         seed: int,
     ) -> None:
         self.domains = sorted(examples)
+        for domain in self.domains:
+            positives = max(len(example.positive_ids) for example in examples[domain])
+            if len(document_ids[domain]) - positives < config.negatives:
+                raise UserError(
+                    f"data.domains.{domain}: {len(document_ids[domain])} documents are too few to draw "
+                    f"{config.negatives} negatives beside the positives; lower training.{task}.negatives"
+                )
         self.examples = examples
         self.document_ids = document_ids
         self.config = config

@@ -9,14 +9,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from unimoer.config import DomainConfig, EvaluationConfig, parse_config
+from unimoer.config import DomainConfig, EvaluationConfig, ModelConfig, parse_config
 from unimoer.config.data import DataConfig
 from unimoer.data.prepare import PreparedDomain, prepare_domain
 from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import rank, write_evaluation
 from unimoer.experiments.plan import BM25, UNTRAINED
 from unimoer.experiments.progress import Progress
-from unimoer.files import write_json
+from unimoer.files import read_json, write_json
 from unimoer.model.checkpoint import load_model
 from unimoer.model.unified import UnifiedModel
 from unimoer.provenance import environment
@@ -84,23 +84,28 @@ def evaluate_checkpoint(
     """
     folder = checkpoint_folder(run)
     output = output or run / "eval-extra"
+    rows: list[tuple[str, ...]] = []
     with Progress(console, {}) as progress:
         progress.update("preparing data", ", ".join(sources or ["as in the run's configuration"]))
         domains = _domains(run, sources, split, queries, depth)
-        progress.update("loading the model", str(folder))
-        trained = load_model(folder, device)
-        systems: dict[str, UnifiedModel | None] = {
-            BM25: None,
-            UNTRAINED: UnifiedModel(trained.config, device),
-            TRAINED: trained,
-        }
-        rows = []
-        for name, domain in domains.items():
-            for task in tasks:
-                for system, model in systems.items():
+        for system in (BM25, UNTRAINED, TRAINED):
+            # One model at a time: two copies of a large base may not fit beside each other.
+            model = _load(system, folder, device, progress)
+            for name, domain in domains.items():
+                for task in tasks:
                     rows.append(_evaluate(domain, name, task, system, model, output, depth, progress))
+            del model
         write_json(output / "env.json", {**environment(str(device)), "run": str(run), "split": split, "depth": depth})
-    return rows
+    return sorted(rows, key=lambda row: row[:2])
+
+
+def _load(system: str, folder: Path, device: torch.device, progress: Progress) -> UnifiedModel | None:
+    if system == BM25:
+        return None
+    progress.update(f"loading the {system} model", str(folder))
+    if system == TRAINED:
+        return load_model(folder, device)
+    return UnifiedModel(ModelConfig.model_validate(read_json(folder / "unimoer.json")["model"]), device)
 
 
 def _evaluate(

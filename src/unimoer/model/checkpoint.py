@@ -6,6 +6,7 @@ recomputes them, so a drift of base, tokenizer, template or precision is an erro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
     return {"embedding": vector[:8].tolist(), "score": score.item()}
 
 
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path.parent}: cannot be written: {error}; free space or choose another folder") from error
+
+
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Raises: UserError when the file is missing or damaged."""
     try:
@@ -54,8 +67,7 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
     was_training = model.training
     model.eval()
     with new_folder(folder) as temporary:
-        tensors = {name: p.detach().cpu().contiguous() for name, p in model.trainable().items()}
-        save_file(tensors, temporary / "adapter.safetensors")
+        save_tensors(model.trainable(), temporary / "adapter.safetensors")
         description = {
             "format": FORMAT,
             "unimoer": __version__,

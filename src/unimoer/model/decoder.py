@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from unimoer.config import AdapterConfig
 from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
-from unimoer.model.ops import attention, rms_norm, rotary, swiglu
+from unimoer.model.ops import attention, rms_norm, split_heads, swiglu
 from unimoer.types import TokenBatch
 
 FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -66,6 +66,7 @@ class FusedLayer(nn.Module):
         self.scale = float(source.scaling)
         self.eps = float(layer.input_layernorm.variance_epsilon)
         self.qkv = _fuse(source, ("q_proj", "k_proj", "v_proj"), adapter)
+        self.heads, self.kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
         self.o = _fuse(source, ("o_proj",), adapter)
         self.gate_up = _fuse(layer.mlp, ("gate_proj", "up_proj"), adapter)
         self.down = _fuse(layer.mlp, ("down_proj",), adapter)
@@ -75,22 +76,20 @@ class FusedLayer(nn.Module):
         self.k_norm: nn.Parameter | None = source.k_norm.weight if hasattr(source, "k_norm") else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, routing: Tensor | None) -> Tensor:
-        batch, length, _ = x.shape
         qkv = self.qkv(rms_norm(x, self.attention_norm, self.eps), routing)
-        q_size, k_size, _ = self.qkv.sizes
-        value = qkv[..., q_size + k_size :].view(batch, length, -1, self.head_dim)
-        if self.q_norm is None or self.k_norm is None:
-            # Queries and keys lie side by side: one rotation serves both.
-            rotated = rotary(qkv[..., : q_size + k_size].view(batch, length, -1, self.head_dim), cos, sin)
-            query, key = rotated.split([q_size // self.head_dim, k_size // self.head_dim], dim=2)
-        else:
-            query = qkv[..., :q_size].view(batch, length, -1, self.head_dim)
-            key = qkv[..., q_size : q_size + k_size].view(batch, length, -1, self.head_dim)
-            query = rotary(rms_norm(query, self.q_norm, self.eps), cos, sin)
-            key = rotary(rms_norm(key, self.k_norm, self.eps), cos, sin)
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv = self._normalise_heads(qkv, self.q_norm, self.k_norm)
+        query, key, value = split_heads(qkv, cos, sin, self.heads, self.kv_heads)
         x = self.o(attention(query, key, value, mask, self.scale), routing, residual=x)
         hidden = swiglu(self.gate_up(rms_norm(x, self.mlp_norm, self.eps), routing))
         return self.down(hidden, routing, residual=x)
+
+    def _normalise_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
+        """Qwen3 normalises every query and key head before the rotation."""
+        parts = qkv.split(self.qkv.sizes, dim=-1)
+        query, key = (part.unflatten(-1, (-1, self.head_dim)) for part in parts[:2])
+        query, key = rms_norm(query, q_norm, self.eps), rms_norm(key, k_norm, self.eps)
+        return torch.cat([query.flatten(2), key.flatten(2), parts[2]], dim=-1)
 
 
 class FusedDecoder(nn.Module):

@@ -77,87 +77,107 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, sign: int) -> None:
+    """Rotate `x` into `out`, of the same shape and any strides, in two passes over each half."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
-    return out
 
 
-class _Rotary(torch.autograd.Function):
+class _SplitHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, ...]:
+        query, key, value = _heads_of(qkv, heads, kv_heads)
+        cos, sin = cos.transpose(1, 2), sin.transpose(1, 2)
+        out_query = torch.empty(query.shape, dtype=qkv.dtype, device=qkv.device)
+        out_key = torch.empty(key.shape, dtype=qkv.dtype, device=qkv.device)
+        _rotate(query, cos.unsqueeze(1), sin.unsqueeze(1), out_query, 1)
+        _rotate(key, cos, sin, out_key, 1)
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1)
+        ctx.heads, ctx.kv_heads, ctx.shape = heads, kv_heads, qkv.shape
+        return out_query, out_key, value.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # A rotation's transpose is the rotation back.
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, sin, -1), None, None
+        # One buffer for all three: slices of it, each with its own backward, would be zero-filled and added up.
+        grad = torch.empty(ctx.shape, dtype=grads[0].dtype, device=grads[0].device)
+        query, key, value = _heads_of(grad, ctx.heads, ctx.kv_heads)
+        # A rotation's transpose is the rotation back.
+        _rotate(grads[0], cos.unsqueeze(1), sin.unsqueeze(1), query, -1)
+        _rotate(grads[1], cos, sin, key, -1)
+        value.copy_(grads[2])
+        return grad, None, None, None, None
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split layout of Llama and Qwen.
+def _heads_of(qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views `[B, KV, G, T, D]`, `[B, KV, T, D]`, `[B, KV, T, D]` of `[B, T, (H + 2 KV) * D]`."""
+    batch, length, width = qkv.shape
+    split = qkv.view(batch, length, heads + 2 * kv_heads, width // (heads + 2 * kv_heads))
+    query, key, value = split.split([heads, kv_heads, kv_heads], dim=2)
+    grouped = query.view(batch, length, kv_heads, heads // kv_heads, -1)
+    return grouped.permute(0, 2, 3, 1, 4), key.transpose(1, 2), value.transpose(1, 2)
 
-    `x [B, T, H, D]`; `cos`, `sin` `[B, T, 1, D/2]` in the dtype of `x`.
+
+def split_heads(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Stacked projections -> rotated queries and keys, and values, laid out for `attention`.
+
+    `qkv [B, T, (H + 2 KV) * D]`; `cos`, `sin` `[B, T, 1, D/2]` in its dtype, for the half-split rotary embedding of
+    Llama and Qwen. Query heads are grouped by the key head they share: `[B, KV, G, T, D]`, `[B, KV, T, D]` twice.
     """
-    return _Rotary.apply(x, cos, sin)
+    query, key, value = _SplitHeads.apply(qkv, cos, sin, heads, kv_heads)
+    return query, key, value
 
 
 class _EagerAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-        products = torch.matmul(query, key.transpose(-1, -2))
-        batch, heads, _, columns = products.shape
-        # Query heads that share a key head lie one after the other in the row dimension. The sum is float32, in one
-        # pass: the mask's dtype decides.
-        by_head = products.view(batch, heads, -1, mask.shape[-2], columns)
-        scores = torch.add(mask.unsqueeze(2), by_head, alpha=scale).view(products.shape)
-        probabilities = torch.softmax(scores, dim=-1).to(query.dtype)
-        ctx.save_for_backward(query, key, value, probabilities)
+        # One product a key head serves its whole group of query heads, which lie one after the other as rows.
+        rows = query.flatten(2, 3)
+        products = torch.matmul(rows, key.transpose(-1, -2))
+        # The sum is float32, in one pass: the mask's dtype decides.
+        scores = torch.add(mask.unsqueeze(2), products.view(*query.shape[:4], -1), alpha=scale)
+        probabilities = torch.softmax(scores, dim=-1).to(query.dtype).view(products.shape)
+        ctx.save_for_backward(rows, key, value, probabilities)
         ctx.scale = scale
-        return torch.matmul(probabilities, value)
+        return torch.matmul(probabilities, value).view(query.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, probabilities = ctx.saved_tensors
+        rows, key, value, probabilities = ctx.saved_tensors
+        shape = grad.shape
+        grad = grad.flatten(2, 3)
         grad_value = torch.matmul(probabilities.transpose(-1, -2), grad)
         grad_scores = torch.ops.aten._softmax_backward_data(
             torch.matmul(grad, value.transpose(-1, -2)).float(), probabilities.float(), -1, torch.float32
         )
-        grad_scores = grad_scores.mul_(ctx.scale).to(query.dtype)
-        grad_query = torch.matmul(grad_scores, key)
-        grad_key = torch.matmul(grad_scores.transpose(-1, -2), query)
+        grad_scores = grad_scores.mul_(ctx.scale).to(key.dtype)
+        grad_query = torch.matmul(grad_scores, key).view(shape)
+        grad_key = torch.matmul(grad_scores.transpose(-1, -2), rows)
         return grad_query, grad_key, grad_value, None, None
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Grouped-query attention, `[B, T, H, D]` and `[B, S, KV, D]` twice -> `[B, T, H * D]`.
+    """Grouped-query attention, `[B, KV, G, T, D]` and `[B, KV, S, D]` twice -> `[B, T, H * D]`.
 
     `mask` is additive float32, `[B, 1, T, S]`. Scores and softmax are float32. On a CPU with short sequences the
     scores are materialised: the blocked kernel's backward costs ten times as much there.
     """
-    batch, length, heads, width = query.shape
-    kv_heads = key.shape[2]
-    if query.device.type == "cpu" and key.shape[1] <= EAGER_ATTENTION_MAX_LENGTH:
-        # [B, KV, group * T, D]: one product a key head serves its whole group of query heads.
-        grouped = query.view(batch, length, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
-        grouped = grouped.reshape(batch, kv_heads, -1, width)
-        out = _EagerAttention.apply(grouped, key.transpose(1, 2), value.transpose(1, 2), mask, scale)
-        out = out.view(batch, kv_heads, heads // kv_heads, length, width).permute(0, 3, 1, 2, 4)
-        return out.reshape(batch, length, heads * width)
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        attn_mask=mask.to(query.dtype),
-        scale=scale,
-        enable_gqa=heads != kv_heads,
-    )
-    return out.transpose(1, 2).reshape(batch, length, heads * width)
+    if query.device.type == "cpu" and key.shape[2] <= EAGER_ATTENTION_MAX_LENGTH:
+        out = _EagerAttention.apply(query, key, value, mask, scale)
+    else:
+        flat = F.scaled_dot_product_attention(
+            query.flatten(1, 2),
+            key,
+            value,
+            attn_mask=mask.to(query.dtype),
+            scale=scale,
+            enable_gqa=query.shape[2] > 1,
+        )
+        out = flat.view(query.shape)
+    # [B, KV, G, T, D] -> [B, T, KV, G, D]
+    return out.permute(0, 3, 1, 2, 4).flatten(2)
 
 
 Layout = Sequence[tuple[slice, slice, slice]]

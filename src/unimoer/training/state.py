@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from unimoer.data.sampling import TaskSampler
 from unimoer.files import new_folder, read_json, write_json
-from unimoer.model.checkpoint import load_tensors, load_weights
+from unimoer.model.checkpoint import load_tensors, load_weights, save_tensors
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
 
@@ -45,15 +44,14 @@ def save_state(
     moments: dict[str, torch.Tensor] = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            moments[f"{names[id(parameter)]}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+            moments[f"{names[id(parameter)]}|{key}"] = torch.as_tensor(value)
     rng = {"cpu": torch.get_rng_state()}
     if model.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(model.device)
     with new_folder(target) as temporary:
-        weights = {name: p.detach().cpu().contiguous() for name, p in model.trainable().items()}
-        save_file(weights, temporary / "adapter.safetensors")
-        save_file(moments, temporary / "optimizer.safetensors")
-        save_file(rng, temporary / "rng.safetensors")
+        save_tensors(model.trainable(), temporary / "adapter.safetensors")
+        save_tensors(moments, temporary / "optimizer.safetensors")
+        save_tensors(rng, temporary / "rng.safetensors")
         write_json(
             temporary / "state.json",
             {

@@ -69,16 +69,21 @@ def test_swiglu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotary(dtype: torch.dtype) -> None:
-    """Against the formula of transformers: x * cos + rotate_half(x) * sin, whole width."""
-    x = random(2, 6, 3, 8, dtype=dtype)
-    x_twin = twin(x)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
+def test_split_heads(dtype: torch.dtype, heads: int, kv_heads: int) -> None:
+    """Against the formula of transformers, x * cos + rotate_half(x) * sin on queries and keys, values untouched."""
+    qkv = random(2, 6, (heads + 2 * kv_heads) * 8, dtype=dtype)
+    qkv_twin = twin(qkv)
     angles = torch.arange(12).view(2, 6, 1, 1) * torch.tensor([1.0, 0.3, 0.1, 0.01])
     cos, sin = (1.7 * angles.cos()).to(dtype), (1.7 * angles.sin()).to(dtype)
-    first, second = x_twin.chunk(2, dim=-1)
     wide_cos, wide_sin = (torch.cat([part, part], -1).float() for part in (cos, sin))
-    expected = x_twin * wide_cos + torch.cat([-second, first], -1) * wide_sin
-    agree(ops.rotary(x, cos, sin), expected, [x], [x_twin], TOLERANCE[dtype])
+    query, key, value = qkv_twin.view(2, 6, -1, 8).split([heads, kv_heads, kv_heads], dim=2)
+    rotated = [x * wide_cos + torch.cat([-x[..., 4:], x[..., :4]], -1) * wide_sin for x in (query, key)]
+    expected = torch.cat([part.transpose(1, 2).flatten(1) for part in (*rotated, value)], 1)
+    found = ops.split_heads(qkv, cos, sin, heads, kv_heads)
+    assert found[0].shape == (2, kv_heads, heads // kv_heads, 6, 8)
+    assert found[1].shape == found[2].shape == (2, kv_heads, 6, 8)
+    agree(torch.cat([part.flatten(1) for part in found], 1), expected, [qkv], [qkv_twin], TOLERANCE[dtype])
 
 
 def additive_mask(kind: str, batch: int, length: int) -> Tensor:
@@ -100,11 +105,10 @@ def test_attention(
 ) -> None:
     if path == "blocked":
         monkeypatch.setattr(ops, "EAGER_ATTENTION_MAX_LENGTH", 0)
-    query = random(2, 7, heads, 8, dtype=dtype)
-    key, value = (random(2, 7, kv_heads, 8, dtype=dtype, seed=seed) for seed in (1, 2))
+    query = random(2, kv_heads, heads // kv_heads, 7, 8, dtype=dtype)
+    key, value = (random(2, kv_heads, 7, 8, dtype=dtype, seed=seed) for seed in (1, 2))
     mask, twins = additive_mask(kind, 2, 7), [twin(tensor) for tensor in (query, key, value)]
-    wide = [tensor.transpose(1, 2) for tensor in twins]
-    wide[1:] = [tensor.repeat_interleave(heads // kv_heads, dim=1) for tensor in wide[1:]]
+    wide = [twins[0].flatten(1, 2), *(tensor.repeat_interleave(heads // kv_heads, dim=1) for tensor in twins[1:])]
     scores = wide[0] @ wide[1].transpose(-1, -2) * 0.3 + mask
     expected = (scores.softmax(-1) @ wide[2]).transpose(1, 2).flatten(2)
     found = ops.attention(query, key, value, mask, 0.3)
@@ -118,13 +122,14 @@ def test_attention(
 
 
 def test_both_attention_paths_give_the_same_for_rows_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, value = (random(1, 5, 2, 4, seed=seed) for seed in range(3))
+    query = random(1, 2, 1, 5, 4)
+    key, value = (random(1, 2, 5, 4, seed=seed) for seed in (1, 2))
     mask = torch.full((1, 1, 5, 5), torch.finfo(torch.float32).min)
     eager = ops.attention(query, key, value, mask, 0.5)
     monkeypatch.setattr(ops, "EAGER_ATTENTION_MAX_LENGTH", 0)
     blocked = ops.attention(query, key, value, mask, 0.5)
     assert tiny.relative(eager, blocked) < 1e-6
-    assert torch.allclose(eager, value.mean(1).flatten(1).expand(1, 5, 8), atol=1e-6)
+    assert torch.allclose(eager, value.mean(2).flatten(1).expand(1, 5, 8), atol=1e-6)
 
 
 LAYOUTS = {

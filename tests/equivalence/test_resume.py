@@ -1,0 +1,115 @@
+"""A run that was stopped and goes on is bit for bit the run that was not stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from unimoer.config import ExperimentConfig
+from unimoer.errors import UserError
+from unimoer.training.state import latest_state
+
+Make = Callable[..., dict[str, Any]]
+ARMS = ("emb_only", "rank_only", "joint_single")
+
+
+def with_dropout(experiment: Make, **changes: Any) -> ExperimentConfig:
+    """Dropout, accumulation, hard negatives that change from random to mined, a probe: all that has a state."""
+    settings: dict[str, Any] = {
+        "model__adapter": {"rank": 4, "alpha": 8.0, "dropout": 0.3},
+        "training__optimizer": {"lr": 1e-2, "accumulation": 2, "head_lr": 3e-3},
+        "training__checkpoint_every": 3,
+        "training__embedding__steps": 7,
+        "training__reranking__steps": 7,
+        "training__probe": {"every": 2, "batch_size": 4},
+    }
+    return tiny.parsed(experiment(**(settings | changes)))
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in tiny.lines(path)]
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """The last checkpoint: tensors as bytes, and the position without its wall time."""
+    checkpoint = latest_state(folder / "checkpoints")
+    assert checkpoint is not None
+    content: dict[str, Any] = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
+    assert set(content) == {"adapter.safetensors", "optimizer.safetensors", "rng.safetensors"}
+    position = json.loads((checkpoint / "state.json").read_text())
+    del position["counters"]["seconds"]
+    return content | {"name": checkpoint.name, "position": position}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_resumed_run_is_the_uninterrupted_one(arm: str, stop: int, experiment: Make, tmp_path: Path) -> None:
+    """Stopped before its first checkpoint, and between two of them, with half a line in its logs."""
+    config = with_dropout(experiment)
+    whole = tiny.train_arm(config, arm, tmp_path / "whole")
+    with pytest.raises(tiny.Interrupted):
+        tiny.train_arm(config, arm, tmp_path / "cut", stop_after=stop)
+    logs = ["metrics.jsonl", *(["gradient_conflicts.jsonl"] if arm == "joint_single" else [])]
+    for log in logs:
+        with (tmp_path / "cut" / log).open("a") as file:
+            file.write('{"step": 3, "loss": 0.')
+    torch.manual_seed(12345)
+    resumed = tiny.train_arm(config, arm, tmp_path / "cut")
+
+    for name, parameter in whole.model.trainable().items():
+        assert torch.equal(resumed.model.trainable()[name], parameter), name
+    assert state(tmp_path / "cut") == state(tmp_path / "whole")
+    for log in logs:
+        assert records(tmp_path / "cut" / log) == records(tmp_path / "whole" / log)
+        assert records(tmp_path / "whole" / log)
+    for name in ("step", "task_steps", "tokens", "computed_tokens"):
+        assert getattr(resumed.counters, name) == getattr(whole.counters, name)
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == [state(tmp_path / "whole")["name"]]
+
+
+def test_a_run_may_be_stopped_again_and_again(experiment: Make, tmp_path: Path) -> None:
+    config = with_dropout(experiment, training__checkpoint_every=1)
+    whole = tiny.train_arm(config, "joint_single", tmp_path / "whole")
+    for stop in (1, 2, 2, 5, 9):
+        with pytest.raises(tiny.Interrupted):
+            tiny.train_arm(config, "joint_single", tmp_path / "cut", stop_after=stop + 1)
+    resumed = tiny.train_arm(config, "joint_single", tmp_path / "cut")
+    for name, parameter in whole.model.trainable().items():
+        assert torch.equal(resumed.model.trainable()[name], parameter), name
+    assert records(tmp_path / "cut" / "metrics.jsonl") == records(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_the_checkpoint_matters(experiment: Make, tmp_path: Path) -> None:
+    """Without its random numbers, dropout would differ: the test above can fail."""
+    config = with_dropout(experiment)
+    whole = tiny.train_arm(config, "rank_only", tmp_path / "whole")
+    with pytest.raises(tiny.Interrupted):
+        tiny.train_arm(config, "rank_only", tmp_path / "cut", stop_after=4)
+    checkpoint = latest_state(tmp_path / "cut" / "checkpoints")
+    assert checkpoint is not None
+    other = torch.Generator().manual_seed(1).get_state()
+    save_file({"cpu": other}, checkpoint / "rng.safetensors")
+    resumed = tiny.train_arm(config, "rank_only", tmp_path / "cut")
+    assert any(not torch.equal(resumed.model.trainable()[n], p) for n, p in whole.model.trainable().items())
+
+
+def test_a_damaged_checkpoint_is_one_line(experiment: Make, tmp_path: Path) -> None:
+    config = with_dropout(experiment)
+    with pytest.raises(tiny.Interrupted):
+        tiny.train_arm(config, "rank_only", tmp_path, stop_after=4)
+    checkpoint = latest_state(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    for name in ("adapter.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"):
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=name):
+            tiny.train_arm(config, "rank_only", tmp_path)
+        (checkpoint / name).write_bytes(whole)
+    tiny.train_arm(config, "rank_only", tmp_path)

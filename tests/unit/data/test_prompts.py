@@ -1,0 +1,121 @@
+"""The templates of Qwen3-Embedding and Qwen3-Reranker to the letter, and what a template or tokenizer may not lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from unimoer.config import PromptConfig
+from unimoer.data.prompts import Prompter
+from unimoer.errors import UserError
+
+TASK = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    return tiny.tokenizer()
+
+
+@pytest.fixture
+def make(words: PreTrainedTokenizerFast) -> Callable[..., Prompter]:
+    def prompter(**changes: Any) -> Prompter:
+        return Prompter(words, PromptConfig.model_validate(changes))
+
+    return prompter
+
+
+def test_the_embedding_template_of_qwen3(make: Callable[..., Prompter], words: PreTrainedTokenizerFast) -> None:
+    """No space after `Query:`, documents bare, both ended by the end-of-text token."""
+    [query] = make().queries(["what is a pond"])
+    assert words.decode(query) == f"Instruct: {TASK}\nQuery:what is a pond<|endoftext|>"
+    [document] = make().documents(["A pond is water."])
+    assert words.decode(document) == "A pond is water.<|endoftext|>"
+
+
+def test_the_reranking_template_of_qwen3(make: Callable[..., Prompter], words: PreTrainedTokenizerFast) -> None:
+    """One line break between the fields (the paper), an empty thought, nothing after it."""
+    [pair] = make().pairs(["what is a pond"], ["A pond is water."])
+    assert words.decode(pair) == (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        f"<Instruct>: {TASK}\n<Query>: what is a pond\n<Document>: A pond is water.<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+def test_control_tokens_of_the_template_are_single_tokens(make: Callable[..., Prompter]) -> None:
+    [pair] = make().pairs(["q"], ["d"])
+    assert pair.count(1) == 3
+    assert pair.count(2) == 2
+
+
+def test_an_instruction_of_a_domain_replaces_the_default(
+    make: Callable[..., Prompter], words: PreTrainedTokenizerFast
+) -> None:
+    [query] = make().queries(["q"], "Find the code")
+    assert words.decode(query) == "Instruct: Find the code\nQuery:q<|endoftext|>"
+    [pair] = make().pairs(["q"], ["d"], "Find the code")
+    assert "<Instruct>: Find the code\n<Query>: q\n" in words.decode(pair)
+    assert make().queries(["q"], "") != make().queries(["q"])
+
+
+def test_texts_keep_their_order_and_pairs_must_be_aligned(make: Callable[..., Prompter]) -> None:
+    prompter = make(query="{query}", append_eos=False)
+    texts = ["red", "the red kettle " * 60, "pond"]
+    assert prompter.queries(texts) == [prompter.queries([text])[0] for text in texts]
+    assert prompter.queries([]) == []
+    assert prompter.pairs([], []) == []
+    with pytest.raises(ValueError, match="zip"):
+        prompter.pairs(["one"], [])
+
+
+@pytest.mark.parametrize(
+    ("field", "template", "lacks"),
+    [
+        ("query", "Query:", "{query}"),
+        ("document", "", "{document}"),
+        ("pair", "{query}", "{document}"),
+        ("pair", "{query} {query} {document}", "{query}"),
+    ],
+)
+def test_a_template_must_hold_its_fields_once(
+    make: Callable[..., Prompter], field: str, template: str, lacks: str
+) -> None:
+    with pytest.raises(UserError, match=rf"model\.prompts\.{field}: must contain {lacks} exactly once"):
+        make(**{field: template})
+
+
+def test_a_tokenizer_without_end_of_text_cannot_append_it() -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    with pytest.raises(UserError, match="append_eos: the tokenizer has no end-of-text token"):
+        Prompter(bare, PromptConfig())
+    assert Prompter(bare, PromptConfig(append_eos=False)).documents(["pond"]) == [bare("pond").input_ids]
+
+
+def test_a_tokenizer_that_begins_with_a_token_does_so_once() -> None:
+    """As those of Llama do; their own end-of-text, where they add one, is left to `append_eos`."""
+    core = tiny.tokenizer().backend_tokenizer
+    core.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|endoftext|>", special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)]
+    )
+    llama = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|endoftext|>")
+    prompter = Prompter(llama, PromptConfig(query="{query}", pair="{query} {document}"))
+    plain = tiny.tokenizer()("pond").input_ids
+    assert prompter.queries(["pond"]) == [[1, *plain, 0]]
+    assert prompter.documents(["pond"]) == [[1, *plain, 0]]
+    assert prompter.pairs(["pond"], ["x"])[0][0] == 1
+    assert prompter.pairs(["pond"], ["x"])[0].count(1) == 1
+
+
+def test_white_space_that_is_in_the_vocabulary_is_no_control_token() -> None:
+    """The tokenizers of OLMo and Phi add runs of spaces as tokens of their own: source code must keep its indent."""
+    spaced = tiny.tokenizer()
+    spaced.add_tokens(["    ", "        "])
+    [ids] = Prompter(spaced, PromptConfig(append_eos=False)).documents(["if red:\n        return"])
+    assert spaced.decode(ids) == "if red:\n        return"
