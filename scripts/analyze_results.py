@@ -8,4 +8,6 @@ import sys
 from unimoer.cli import main
 
 if __name__ == "__main__":
-    main(["analyze", *sys.argv[1:]])
+    # Not an argument of main: results record sys.argv as the command that made them.
+    sys.argv[1:1] = ["analyze"]
+    main()

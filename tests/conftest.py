@@ -14,9 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from unimoer.data import write_beir
 
 # The tensors are tiny, and one thread gives the same bits everywhere.

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import AutoModelForCausalLM as Causal
 from transformers import (
     GemmaConfig,
     LlamaConfig,
@@ -28,7 +29,6 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM as Causal
 
 from unimoer.config import ExperimentConfig, ModelConfig, parse_config
 from unimoer.data.collate import Collator, pad

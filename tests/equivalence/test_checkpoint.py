@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from unimoer.errors import UserError
 from unimoer.model.checkpoint import load_model, save_model
 from unimoer.model.unified import UnifiedModel
@@ -65,9 +65,7 @@ def refused(folder: Path) -> str:
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.parametrize("family", ["qwen3", "olmo2"])
-def test_a_round_trip_is_bit_equal(
-    variant: str, family: str, bases: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_round_trip_is_bit_equal(variant: str, family: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     model = tiny.build(bases(family), noise=0.1, **VARIANTS[variant])
     expected = outputs(model)
     save_model(model, tmp_path / "final")

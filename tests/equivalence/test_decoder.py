@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+import tiny
 from unimoer.config import AdapterConfig
 from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from unimoer.model.unified import UnifiedModel
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}

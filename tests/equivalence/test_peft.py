@@ -7,11 +7,11 @@ from pathlib import Path
 
 import peft
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+import tiny
 from unimoer.config.model import ALL_PROJECTIONS
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.decoder import FusedDecoder

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+import tiny
 from unimoer.config import ExperimentConfig
 from unimoer.data.collate import Collator
 from unimoer.experiments.run import RunContext, build_probe
@@ -135,9 +135,7 @@ def test_correction_recovers_the_agreement_under_noise() -> None:
     size = 20_000
     shared = torch.randn(size)
     other = 0.6 * shared + 0.8 * torch.randn(size)
-    embedding, reranking = (
-        tuple([signal + torch.randn(size)] for _ in range(2)) for signal in (shared, other)
-    )
+    embedding, reranking = (tuple([signal + torch.randn(size)] for _ in range(2)) for signal in (shared, other))
     found = compare(embedding, reranking)  # type: ignore[arg-type]
     assert found.reliability_embedding == pytest.approx(2 / 3, abs=0.03)
     assert found.cosine == pytest.approx(0.6 * 2 / 3, abs=0.03)
@@ -212,4 +210,3 @@ def test_a_probe_reads_other_batches_than_the_run(experiment: Make, tmp_path: Pa
     run = tiny.train_arm(config, "joint_single", tmp_path / "run")
     [batch, _] = probe._draw()[Task.EMBEDDING]
     assert batch.queries.input_ids.tolist() not in [queries for queries, _ in run.seen[Task.EMBEDDING]]
-

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import tiny
 from unimoer.config import PromptConfig
 from unimoer.data.prompts import Prompter
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import save_file
 
+import tiny
 from unimoer.config import ExperimentConfig
 from unimoer.errors import UserError
 from unimoer.training.state import latest_state

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
+import tiny
 from unimoer.errors import UserError
 from unimoer.losses.ranking import bce
 from unimoer.model.unified import UnifiedModel

@@ -24,7 +24,7 @@ def length_batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) 
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     start = 0
     while start < len(order):
-        padded = -(-lengths[order[start]] // multiple) * multiple
+        padded = -(-max(1, lengths[order[start]]) // multiple) * multiple
         rows = max(1, batch_tokens // padded)
         # A full batch of a length always has the same number of rows: few shapes, few kernels to compile.
         yield order[start : start + rows]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from unimoer.config import PromptConfig
 from unimoer.data.collate import Collator, pad
 from unimoer.data.prompts import Prompter

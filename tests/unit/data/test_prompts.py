@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from unimoer.config import PromptConfig
 from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError

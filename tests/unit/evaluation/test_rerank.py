@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from unimoer.evaluation.evaluate import rank
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.types import Document, RetrievalDataset, Task

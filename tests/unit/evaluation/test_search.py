@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from unimoer.evaluation import search as module
 from unimoer.evaluation.search import search, top_k
 from unimoer.types import Document, RetrievalDataset

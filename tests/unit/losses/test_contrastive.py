@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tiny
 from unimoer.losses.contrastive import infonce
 
 

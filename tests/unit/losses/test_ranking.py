@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from unimoer.losses.ranking import bce, group_softmax
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
+import tiny
 from unimoer.model.adapter import MoELoRALinear
 
 RANKS = {"embedding": 2, "reranking": 3, "shared": 4}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import tiny
 from unimoer.errors import UserError
 from unimoer.model.backbone import load_backbone, resolve_device, resolve_dtype
 

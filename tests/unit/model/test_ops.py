@@ -9,11 +9,11 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tiny
 from unimoer.model import ops
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -144,9 +144,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize(("bias", "residual", "routing", "dropped"), list(product([False, True], repeat=4)))
-def test_lora_linear(
-    dtype: torch.dtype, layout: str, bias: bool, residual: bool, routing: bool, dropped: bool
-) -> None:
+def test_lora_linear(dtype: torch.dtype, layout: str, bias: bool, residual: bool, routing: bool, dropped: bool) -> None:
     """All ways to call it, with gradients of everything that can have one, the frozen weight included."""
     places = LAYOUTS[layout]
     width, rows = 4 * len(places), sum(part.stop - part.start for _, part, _ in places)
