@@ -331,7 +331,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def environment(cache: Path) -> dict[str, str]:
     """For subprocesses, which do not inherit the blocked sockets: nothing may reach a network by way of the hub."""
     wanted = {"HF_HUB_OFFLINE": "1", "UNIMOER_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return {**os.environ, **wanted, "PYTHONUNBUFFERED": "1", "WANDB_MODE": "offline"}
+    wanted |= {"PYTHONUNBUFFERED": "1", "WANDB_MODE": "offline", "WANDB_CACHE_DIR": str(cache)}
+    return {**os.environ, **wanted}
 
 
 def command(*arguments: str | Path) -> list[str]:

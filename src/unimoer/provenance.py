@@ -45,10 +45,11 @@ def _cpu_name() -> str:
 
 def environment(device: str) -> dict[str, Any]:
     """What a reader needs to judge or repeat a measurement made here."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    # An installed wheel may lie inside somebody else's repository, whose commit would say nothing.
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
+        "git_commit": _git("rev-parse", "HEAD") if ours else None,
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if ours else None,
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "hardware": {
