@@ -100,6 +100,26 @@ def build_probe(context: RunContext, arm: TrainingMode, seed: int, collator: Col
     return ConflictProbe(settings.probe.every, samplers, collator, JsonlWriter(folder / "gradient_conflicts.jsonl"))
 
 
+class _StepReport:
+    """Feeds the clock and the progress line, step by step."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress, self.title = progress, title
+        self._last: float = time.perf_counter()
+        self._first = True
+
+    def __call__(self, step: int, total: int, counters: Counters, task: Task, detail: str) -> None:
+        now = time.perf_counter()
+        if self._first:
+            # Steps that an earlier call of the program has done.
+            for name, done in counters.task_steps.items():
+                self.progress.clock.skip(f"train {name}", done - (name == task.value))
+            self._first = False
+        self.progress.clock.spent(f"train {task}", 1, now - self._last)
+        self._last = now
+        self.progress.update(self.title, f"step {step}/{total} {detail}")
+
+
 def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: UnifiedModel, folder: Path) -> None:
     """Train to the end, or do nothing if `checkpoints/final` is there."""
     final = folder / "checkpoints" / "final"
@@ -122,19 +142,6 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
     probe = build_probe(context, arm, run.seed, collator, folder) if joint else None
     tracker = Tracker(folder, config.trackers)
     torch.manual_seed(run.seed)
-    started = {"time": time.perf_counter(), "first": True}
-
-    def report(step: int, total: int, counters: Counters, task: Task, detail: str) -> None:
-        now = time.perf_counter()
-        if started["first"]:
-            # Steps that an earlier call has done.
-            for done_task, done in counters.task_steps.items():
-                clock.skip(f"train {done_task}", done - (done_task == task.value))
-            started["first"] = False
-        clock.spent(f"train {task}", 1, now - started["time"])
-        started["time"] = now
-        context.progress.update(f"{run.arm} seed {run.seed}: training", f"step {step}/{total} {detail}")
-
     try:
         counters = train(
             config,
@@ -145,7 +152,7 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
             folder,
             tracker=tracker,
             probe=probe,
-            progress=report,
+            progress=_StepReport(context.progress, f"{run.arm} seed {run.seed}: training"),
         )
     finally:
         tracker.close()
@@ -169,7 +176,7 @@ def training_summary(context: RunContext, arm: TrainingMode, model: UnifiedModel
     }
 
 
-def evaluate_run(context: RunContext, run: PlannedRun, model: UnifiedModel | None, folder: Path) -> float:
+def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel | None, folder: Path) -> float:
     """Evaluate on every domain and task that has no result yet; returns the seconds it took."""
     config, spent = context.config, 0.0
     for name, domain in context.domains.items():
@@ -240,5 +247,5 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
     if run.mode is not None and model is not None:
         train_run(context, run, run.mode, model, folder)
         status |= read_json(folder / "training.json")
-    status["eval_seconds"] = evaluate_run(context, run, model, folder)
+    status["eval_seconds"] = evaluate_domains(context, run, model, folder)
     write_json(folder / "status.json", {**status, "state": "done", "peak_memory_mb": peak_memory_mb(context.device)})
