@@ -259,7 +259,7 @@ def context(config: ExperimentConfig) -> RunContext:
     return RunContext(config, prepare(config.data, depth=config.evaluation.rerank_depth), CPU, progress)
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """Stands for whatever stops a run between two steps."""
 
 
@@ -289,7 +289,7 @@ class Trained:
 def train_arm(
     config: ExperimentConfig, arm: str, folder: Path, *, seed: int = 1, stop_after: int | None = None
 ) -> Trained:
-    """One arm through the real loop, tracker and probe; raises `Interrupted` after a step when told to."""
+    """One arm through the real loop, tracker and probe; raises `InterruptedRunError` after a step when told to."""
     mode, shared = TrainingMode(arm), context(config)
     model = UnifiedModel(config.model, CPU, seed=seed)
     datasets = {name: domain.dataset for name, domain in shared.domains.items()}
@@ -306,7 +306,7 @@ def train_arm(
 
     def stop(step: int, *_: object) -> None:
         if step == stop_after:
-            raise Interrupted
+            raise InterruptedRunError
 
     tracker = Tracker(folder)
     torch.manual_seed(seed)
@@ -342,5 +342,5 @@ def command(*arguments: str | Path) -> list[str]:
 def unimoer(*arguments: str | Path, cache: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, to its end."""
     return subprocess.run(
-        command(*arguments), env=environment(cache), cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+        command(*arguments), env=environment(cache), cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )

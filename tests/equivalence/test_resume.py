@@ -54,7 +54,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(arm: str, stop: int, experiment:
     """Stopped before its first checkpoint, and between two of them, with half a line in its logs."""
     config = with_dropout(experiment)
     whole = tiny.train_arm(config, arm, tmp_path / "whole")
-    with pytest.raises(tiny.Interrupted):
+    with pytest.raises(tiny.InterruptedRunError):
         tiny.train_arm(config, arm, tmp_path / "cut", stop_after=stop)
     logs = ["metrics.jsonl", *(["gradient_conflicts.jsonl"] if arm == "joint_single" else [])]
     for log in logs:
@@ -78,7 +78,7 @@ def test_a_run_may_be_stopped_again_and_again(experiment: Make, tmp_path: Path) 
     config = with_dropout(experiment, training__checkpoint_every=1)
     whole = tiny.train_arm(config, "joint_single", tmp_path / "whole")
     for stop in (1, 2, 2, 5, 9):
-        with pytest.raises(tiny.Interrupted):
+        with pytest.raises(tiny.InterruptedRunError):
             tiny.train_arm(config, "joint_single", tmp_path / "cut", stop_after=stop + 1)
     resumed = tiny.train_arm(config, "joint_single", tmp_path / "cut")
     for name, parameter in whole.model.trainable().items():
@@ -90,7 +90,7 @@ def test_the_checkpoint_matters(experiment: Make, tmp_path: Path) -> None:
     """Without its random numbers, dropout would differ: the test above can fail."""
     config = with_dropout(experiment)
     whole = tiny.train_arm(config, "rank_only", tmp_path / "whole")
-    with pytest.raises(tiny.Interrupted):
+    with pytest.raises(tiny.InterruptedRunError):
         tiny.train_arm(config, "rank_only", tmp_path / "cut", stop_after=4)
     checkpoint = latest_state(tmp_path / "cut" / "checkpoints")
     assert checkpoint is not None
@@ -102,7 +102,7 @@ def test_the_checkpoint_matters(experiment: Make, tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_one_line(experiment: Make, tmp_path: Path) -> None:
     config = with_dropout(experiment)
-    with pytest.raises(tiny.Interrupted):
+    with pytest.raises(tiny.InterruptedRunError):
         tiny.train_arm(config, "rank_only", tmp_path, stop_after=4)
     checkpoint = latest_state(tmp_path / "checkpoints")
     assert checkpoint is not None

@@ -62,5 +62,5 @@ def test_an_answer_of_two_tokens_is_refused(base: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["merges"].remove(["y", "es"])
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="model.reranking.head: 'yes' is not one token of .*; use 'linear'"):
+    with pytest.raises(UserError, match=r"model\.reranking\.head: 'yes' is not one token of .*; use 'linear'"):
         tiny.build(folder, **HEAD)

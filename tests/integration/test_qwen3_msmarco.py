@@ -12,9 +12,9 @@ from typing import Any
 
 import datasets
 import pytest
-import tiny
 import yaml
 
+import tiny
 from unimoer.cli import main
 from unimoer.cli.options import config_folder
 from unimoer.files import read_json

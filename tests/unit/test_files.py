@@ -57,7 +57,7 @@ def test_a_missing_or_broken_json_file_is_named_with_its_line(tmp_path: Path) ->
 @pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: write_json(path, 1)])
 def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path, write: object) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="taken.*cannot be written"):
+    with pytest.raises(UserError, match=r"taken.*cannot be written"):
         write(tmp_path / "taken" / "file.txt")  # type: ignore[operator]
 
 
@@ -92,7 +92,7 @@ def test_a_disk_error_inside_the_block_is_one_line(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="taken.*cannot be written"), new_folder(tmp_path / "taken" / "target"):
+    with pytest.raises(UserError, match=r"taken.*cannot be written"), new_folder(tmp_path / "taken" / "target"):
         pass
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import tiny
 from unimoer.errors import UserError
 from unimoer.tracking import SINKS, JsonlWriter, Tracker
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from unimoer.assets import ASSETS, wheel_path
 from unimoer.cli import main
 from unimoer.cli.options import config_folder, find_config
@@ -169,9 +169,7 @@ def test_a_configuration_that_is_not_there(refused: Callable[..., str], tmp_path
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", "tpu", "cpu:x"])
-def test_a_device_that_is_not_there(
-    experiment: Make, tmp_path: Path, refused: Callable[..., str], device: str
-) -> None:
+def test_a_device_that_is_not_there(experiment: Make, tmp_path: Path, refused: Callable[..., str], device: str) -> None:
     arguments = run_on(experiment(), tmp_path)[:-1]
     assert f"--device {device}" in refused(*arguments, device)
     # Before anything is loaded or written.
@@ -263,9 +261,7 @@ def test_train_makes_one_run(experiment: Make, tmp_path: Path, call: Call, refus
 
 
 @pytest.fixture(scope="module")
-def trained(
-    base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path
-) -> Path:
+def trained(base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """A run folder made by `unimoer train`."""
     folder = tmp_path_factory.mktemp("trained")
     path = tiny.write_yaml(tiny.experiment(base, data, arms=["joint_single"]), folder / "config.yaml")
@@ -308,9 +304,7 @@ def test_evaluate_needs_a_run_and_data(
     assert "has no split 'dev'" in refused("evaluate", trained, "--data", data["garden"], "--split", "dev")
 
 
-def test_analyze_needs_a_finished_experiment(
-    trained: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_analyze_needs_a_finished_experiment(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "plan.json" in refused("analyze", tmp_path)
     assert "plan.json" in refused("analyze", trained)
 

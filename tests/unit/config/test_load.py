@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import yaml
 
+import tiny
 from unimoer.config import BCEConfig, ExperimentConfig, GroupSoftmaxConfig, InfoNCEConfig, load_config, parse_config
 from unimoer.errors import UserError
 from unimoer.types import Task, TrainingMode
@@ -286,5 +286,7 @@ def test_a_configuration_does_not_change_after_loading(make: Make) -> None:
 
 def test_configurations_load_without_torch() -> None:
     """`--help` and a misspelt key must not cost seconds."""
-    code = "import sys, unimoer.config, unimoer.types; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, unimoer.config, unimoer.types; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

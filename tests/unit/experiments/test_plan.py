@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tiny
-
 from unimoer.data.prepare import prepare
 from unimoer.experiments.plan import describe, overlap, plan_runs
 from unimoer.types import Task, TrainingMode

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import yaml
 from rich.console import Console
 
+import tiny
 from unimoer.errors import UserError
 from unimoer.experiments.evaluation import checkpoint_folder, evaluate_checkpoint
 from unimoer.experiments.plan import plan_runs
@@ -55,9 +55,7 @@ def snapshot(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path
-) -> Path:
+def finished(base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """A finished experiment of the default tiny configuration. Tests that change files must copy it."""
     folder = tmp_path_factory.mktemp("finished") / "tiny"
     with pytest.MonkeyPatch.context() as patch:

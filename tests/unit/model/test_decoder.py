@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from unimoer.model.decoder import attention_mask
 
 LENGTHS = [4, 1, 3]
