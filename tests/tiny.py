@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -344,3 +345,36 @@ def unimoer(*arguments: str | Path, cache: Path, cwd: Path | None = None) -> sub
     return subprocess.run(
         command(*arguments), env=environment(cache), cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def write_gguf(base: Path, path: Path) -> Path:
+    """The tiny Qwen2 of `save_base` as one GGUF file in float32, as llama.cpp's converter lays it out."""
+    model = Causal.from_pretrained(base, dtype=torch.float32)
+    config, words = model.config, json.loads((base / "tokenizer.json").read_text())
+    vocabulary = sorted(words["model"]["vocab"], key=words["model"]["vocab"].get)
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary)
+    control, normal = 3, 1
+    writer.add_token_types([control if token in SPECIAL else normal for token in vocabulary])
+    writer.add_token_merges([" ".join(merge) for merge in words["model"]["merges"]])
+    writer.add_eos_token_id(0)
+    writer.add_pad_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

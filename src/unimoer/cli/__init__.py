@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         build_app()(args=argv, standalone_mode=True)
     except UserError as error:
-        errors.print(f"unimoer: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        errors.print(f"unimoer: {error}", style="red", highlight=False, markup=False, emoji=False, soft_wrap=True)
         sys.exit(2)
     except SystemExit as stop:
         # Typer turns Ctrl-C into this exit code, without a word.

@@ -2,7 +2,7 @@
 
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.experiment import CriterionConfig, ExperimentConfig
-from unimoer.config.load import load_config, parse_config
+from unimoer.config.load import load_config, parse_config, parse_model
 from unimoer.config.model import AdapterConfig, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
 from unimoer.config.training import (
     BCEConfig,
@@ -40,4 +40,5 @@ __all__ = [
     "TrainingConfig",
     "load_config",
     "parse_config",
+    "parse_model",
 ]

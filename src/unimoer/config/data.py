@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from unimoer.config.base import Strict
 
@@ -79,8 +79,12 @@ class DomainConfig(Strict):
     """Replaces `model.prompts.instruction` for this domain."""
 
 
+DomainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Names a folder of results, so it holds no path."""
+
+
 class DataConfig(Strict):
-    domains: dict[str, DomainConfig] = Field(min_length=1)
+    domains: dict[DomainName, DomainConfig] = Field(min_length=1)
     sample_seed: int = 0
     """Seed of the samples above: the same for every run, so that arms and seeds share their test queries."""
     negatives: NegativesConfig = NegativesConfig()

@@ -50,6 +50,8 @@ class ExperimentConfig(Strict):
     def _domains_are_used(self) -> ExperimentConfig:
         if not any(domain.train for domain in self.data.domains.values()):
             raise ValueError("data.domains: at least one domain needs train: true")
+        if not any(domain.evaluate for domain in self.data.domains.values()):
+            raise ValueError("data.domains: at least one domain needs evaluate: true")
         return self
 
     def steps(self, arm: TrainingMode, task: Task) -> int:

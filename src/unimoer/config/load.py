@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from unimoer.config.experiment import ExperimentConfig
+from unimoer.config.model import ModelConfig
 from unimoer.errors import UserError, did_you_mean
 
 
@@ -25,8 +26,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         raise UserError(f"{path}: no such configuration file")
     try:
         loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: expected keys and values at the top level")
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or not key:
@@ -46,17 +49,25 @@ def parse_config(content: Any, where: str) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from error
+        raise UserError(f"{where}: {_explain(error, ExperimentConfig)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def parse_model(content: Any, where: str) -> ModelConfig:
+    """Validate the model's part alone, as a checkpoint holds it."""
+    try:
+        return ModelConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error, ModelConfig)}") from error
+
+
+def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem, as `field: what is wrong; what to do`."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     field = ".".join(path) or "configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{field}: unknown key{did_you_mean(path[-1], _keys_beside(path))}{more}"
+        return f"{field}: unknown key{did_you_mean(path[-1], _keys_beside(path, root))}{more}"
     if first["type"] == "missing":
         return f"{field}: required, but missing{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -64,9 +75,9 @@ def _explain(error: ValidationError) -> str:
     return f"{field}: {message[:1].lower()}{message[1:]}{given}{more}"
 
 
-def _keys_beside(path: Sequence[str]) -> list[str]:
+def _keys_beside(path: Sequence[str], root: type[BaseModel]) -> list[str]:
     """Valid keys at the level where `path` ends, found by walking the models."""
-    models: list[type[BaseModel]] = [ExperimentConfig]
+    models: list[type[BaseModel]] = [root]
     for part in path[:-1]:
         fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         # A part that is no field is a dictionary's key or a union's tag: the models found so far still stand.

@@ -18,7 +18,7 @@ class AdapterConfig(Strict):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """On the adapter's input, while training."""
-    targets: tuple[str, ...] = ALL_PROJECTIONS
+    targets: tuple[str, ...] = Field(ALL_PROJECTIONS, min_length=1)
     """Which linear layers of every decoder layer get an adapter."""
 
 

@@ -41,7 +41,8 @@ class Prompter:
         if self._suffix == [None]:
             raise UserError("model.prompts.append_eos: the tokenizer has no end-of-text token; set it to false")
         # Control tokens inside user text would let a document end the prompt it stands in.
-        control = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        # Runs of white space, which some tokenizers add to their vocabulary, are text and stay.
+        control = sorted((token for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, control))) if control else None
 
     @staticmethod
@@ -87,7 +88,7 @@ class Prompter:
 
     def _cut(self, texts: Sequence[str], budget: int) -> list[str]:
         """Each text without control tokens, shortened to at most `budget` tokens of its own."""
-        clean = [text if self._control is None else self._control.sub("", text) for text in texts]
+        clean = [self._without_control(text) for text in texts]
         # A token covers at least one byte: shorter texts need no look.
         long = [index for index, text in enumerate(clean) if len(text.encode()) > budget]
         if long:
@@ -99,5 +100,23 @@ class Prompter:
             )
             for index, offsets in zip(long, encoded.offset_mapping, strict=True):
                 if len(offsets) > budget:
-                    clean[index] = clean[index][: offsets[budget - 1][1]]
+                    clean[index] = self._shorten(clean[index], [end for _, end in offsets[:budget]])
         return clean
+
+    def _shorten(self, text: str, ends: Sequence[int]) -> str:
+        """The longest of the given prefixes that is within as many tokens as there are prefixes.
+
+        Cut in the middle of a character of several tokens, or of a word, a text can take more tokens than before.
+        """
+        for end in reversed(ends):
+            if len(self._tokenise([text[:end]])[0]) <= len(ends):
+                return text[:end]
+        return ""
+
+    def _without_control(self, text: str) -> str:
+        """Removing one control token can make another out of what stood around it."""
+        while self._control is not None:
+            text, found = self._control.subn("", text)
+            if not found:
+                break
+        return text

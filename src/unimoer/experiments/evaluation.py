@@ -9,15 +9,15 @@ import torch
 import yaml
 from rich.console import Console
 
-from unimoer.config import DomainConfig, EvaluationConfig, ModelConfig, parse_config
+from unimoer.config import DomainConfig, EvaluationConfig, parse_config
 from unimoer.config.data import DataConfig
 from unimoer.data.prepare import PreparedDomain, prepare_domain
 from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import rank, write_evaluation
 from unimoer.experiments.plan import BM25, UNTRAINED
 from unimoer.experiments.progress import Progress
-from unimoer.files import read_json, write_json
-from unimoer.model.checkpoint import load_model
+from unimoer.files import write_json
+from unimoer.model.checkpoint import load_model, read_description
 from unimoer.model.unified import UnifiedModel
 from unimoer.provenance import environment
 from unimoer.types import Task
@@ -41,6 +41,10 @@ def _domains(
     run: Path, sources: Sequence[str] | None, split: str, queries: int | None, depth: int
 ) -> dict[str, PreparedDomain]:
     if sources:
+        names = [_name(source) for source in sources]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"--data: two sources are named '{twice}', and results of one would replace the other's")
         wanted = {
             _name(source): DomainConfig(source=source, train=False, test_split=split, test_queries=queries)
             for source in sources
@@ -105,7 +109,7 @@ def _load(system: str, folder: Path, device: torch.device, progress: Progress) -
     progress.update(f"loading the {system} model", str(folder))
     if system == TRAINED:
         return load_model(folder, device)
-    return UnifiedModel(ModelConfig.model_validate(read_json(folder / "unimoer.json")["model"]), device)
+    return UnifiedModel(read_description(folder)["model"], device)
 
 
 def _evaluate(

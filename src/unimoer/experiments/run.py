@@ -19,6 +19,7 @@ from unimoer.config import ExperimentConfig
 from unimoer.data.collate import Collator
 from unimoer.data.prepare import PreparedDomain, training_examples
 from unimoer.data.sampling import SamplerConfig, TaskSampler
+from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import rank, write_evaluation
 from unimoer.experiments.plan import BM25, PlannedRun
 from unimoer.experiments.progress import Progress
@@ -129,6 +130,7 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
         load_weights(model, load_tensors(final / "adapter.safetensors"), final / "adapter.safetensors")
         for task, count in steps.items():
             clock.skip(f"train {task}", count)
+        _drop_steps(folder)
         return
     config = context.config
     collator = Collator(
@@ -158,6 +160,11 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
         tracker.close()
     write_json(folder / "training.json", training_summary(context, arm, model, counters))
     save_model(model, final)
+    _drop_steps(folder)
+
+
+def _drop_steps(folder: Path) -> None:
+    """Resumable checkpoints are of no use beside the final one."""
     for leftover in (folder / "checkpoints").glob("step-*"):
         shutil.rmtree(leftover)
 
@@ -220,6 +227,23 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
     return spent
 
 
+def check_same_run(context: RunContext, run: PlannedRun, folder: Path) -> None:
+    """Refuse to go on where something else began.
+
+    Raises:
+        UserError: the folder holds a run of another configuration, or one made on other data.
+    """
+    if not (folder / "env.json").exists():
+        return
+    env = read_json(folder / "env.json")
+    if env.get("config_hash") != context.config.run_hash(run.arm, run.seed):
+        raise UserError(f"{folder}: holds a run of another configuration; choose another --output, or remove it")
+    found = {name: domain.dataset.fingerprint for name, domain in context.domains.items()}
+    changed = [name for name, fingerprint in found.items() if env.get("data", {}).get(name) != fingerprint]
+    if changed:
+        raise UserError(f"{folder}: was begun on other data of '{changed[0]}'; choose another --output, or remove it")
+
+
 def _report_texts(progress: Progress, title: str, done: int, total: int) -> None:
     progress.update(title, f"{done}/{total} texts")
 
@@ -228,6 +252,7 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
     """Bring one run to its end from wherever it stands."""
     config = context.config
     folder.mkdir(parents=True, exist_ok=True)
+    check_same_run(context, run, folder)
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_json(
         folder / "env.json",

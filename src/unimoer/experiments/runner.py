@@ -19,7 +19,7 @@ from unimoer.experiments.plan import BM25, PlannedRun, describe, plan_run, plan_
 from unimoer.experiments.progress import Progress
 from unimoer.experiments.run import RunContext, execute, is_done
 from unimoer.experiments.summary import write_results
-from unimoer.files import write_json
+from unimoer.files import read_json, write_json
 
 
 @contextmanager
@@ -29,7 +29,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made a folder: {error.strerror}; choose another --output") from error
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +90,8 @@ def run_single(config: ExperimentConfig, output: Path | None, *, device: torch.d
     folder = output or Path("runs") / run.folder
     with locked(folder):
         if is_done(folder):
+            if read_json(folder / "env.json")["config_hash"] != config.run_hash(run.arm, run.seed):
+                raise UserError(f"{folder}: holds a run of another configuration; choose another --output")
             console.print(f"{folder}: already done", highlight=False, markup=False)
             return folder
         with Progress(console, workload(config, [run])) as progress:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -42,7 +44,10 @@ def resolve_device(name: str) -> torch.device:
     if not present[kind]:
         available = ", ".join(kind for kind, there in present.items() if there)
         raise UserError(f"--device {name}: not available on this machine; available: {available}")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: not a device; for example cpu or cuda:0") from error
 
 
 def resolve_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
@@ -109,7 +114,10 @@ def _locate(base: str) -> str:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"model.base: {base}: no such GGUF file")
-        return str(_dequantised(path, path.with_suffix(".safetensors-cache")))
+        try:
+            return str(_dequantised(path, path.with_suffix(".safetensors-cache")))
+        except (ValueError, KeyError, struct.error) as error:
+            raise UserError(f"model.base: {base}: not a GGUF model: {' '.join(str(error).split())[:300]}") from error
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"model.base: {base}: no config.json in this folder; point to a saved transformers model")
@@ -133,17 +141,25 @@ def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrained
         with _quiet():
             architecture = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 location,
                 config=_first_layers(architecture, config.layers),
                 revision=revision,
                 dtype=resolve_dtype(config.dtype, device),
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        # Whatever a broken folder makes transformers raise, the user needs the folder's name and the reason.
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.base: {config.base} cannot be loaded from a folder or the hub: {reason}") from error
+    if loading["missing_keys"]:
+        first = min(loading["missing_keys"])
+        # transformers would fill the gap with random numbers.
+        raise UserError(f"model.base: {config.base} lacks {first} ({len(loading['missing_keys'])} tensors in all)")
+    if not tokenizer("text", add_special_tokens=False).input_ids:
+        raise UserError(f"model.base: {config.base} has no usable tokenizer: it turns every text into nothing")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)

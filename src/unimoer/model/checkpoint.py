@@ -6,6 +6,7 @@ recomputes them, so a drift of base, tokenizer, template or precision is an erro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimoer import __version__
-from unimoer.config import ModelConfig
+from unimoer.config import parse_model
 from unimoer.data.collate import pad
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
@@ -24,7 +25,7 @@ from unimoer.model.unified import UnifiedModel
 FORMAT = 1
 GOLDEN_QUERY = "how are planets formed"
 GOLDEN_DOCUMENT = "Planets grow from the disc of gas and dust around a young star."
-GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Largest allowed difference, relative to the size of the output; bfloat16 differs between kinds of hardware."""
 
 
@@ -37,7 +38,8 @@ def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
     with torch.inference_mode():
         vector = model.embed(query.to(str(model.device)))[0]
         score = model.score(pair.to(str(model.device)))[0]
-    return {"embedding": vector[:8].tolist(), "score": score.item()}
+    dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
+    return {"embedding": vector[:8].tolist(), "score": score.item(), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -66,6 +68,9 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
     """Write `adapter.safetensors` and `unimoer.json`; the folder appears complete or not at all."""
     was_training = model.training
     model.eval()
+    golden = golden_outputs(model)
+    if not all(math.isfinite(value) for value in (*golden["embedding"], golden["score"])):
+        raise UserError(f"{folder}: the trained model returns no numbers: training diverged; lower the learning rate")
     with new_folder(folder) as temporary:
         save_tensors(model.trainable(), temporary / "adapter.safetensors")
         description = {
@@ -75,7 +80,7 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
             "base_fingerprint": model.fingerprint(),
             "pad_token": model.tokenizer.pad_token,
             "eos_token": model.tokenizer.eos_token,
-            "golden": golden_outputs(model),
+            "golden": golden,
         }
         write_json(temporary / "unimoer.json", description)
     model.train(was_training)
@@ -107,10 +112,8 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
     Raises:
         UserError: the checkpoint is of another base or format, incomplete, or its golden outputs differ.
     """
-    description = read_json(folder / "unimoer.json")
-    if description.get("format") != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {description.get('format')}, this version reads {FORMAT}")
-    model = UnifiedModel(ModelConfig.model_validate(description["model"]), device)
+    description = read_description(folder)
+    model = UnifiedModel(description["model"], device)
     found = model.fingerprint()
     if found != description["base_fingerprint"]:
         expected = description["base_fingerprint"]
@@ -121,10 +124,27 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
     return model
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """`unimoer.json` of a checkpoint, with `model` as a checked `ModelConfig`.
+
+    Raises:
+        UserError: it is missing, broken, of another format, or lacks a field.
+    """
+    path = folder / "unimoer.json"
+    description = read_json(path)
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: checkpoint format {found}, this version reads {FORMAT}")
+    for field in ("model", "base_fingerprint", "golden"):
+        if field not in description:
+            raise UserError(f"{path}: lacks '{field}'")
+    return {**description, "model": parse_model(description["model"], str(path))}
+
+
 def _verify(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:
     now = golden_outputs(model)
-    dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
-    tolerance = GOLDEN_TOLERANCE[dtype]
+    # The coarser of the two precisions decides what can be asked for.
+    tolerance = max(GOLDEN_TOLERANCE[name] for name in (golden.get("dtype", now["dtype"]), now["dtype"]))
     expected, actual = torch.tensor(golden["embedding"]), torch.tensor(now["embedding"])
     drift = float((expected - actual).norm() / expected.norm())
     score_drift = abs(golden["score"] - now["score"]) / max(1.0, abs(golden["score"]))

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from unimoer.config import AdapterConfig
-from unimoer.errors import UserError
+from unimoer.config.model import ALL_PROJECTIONS
+from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.ops import attention, rms_norm, split_heads, swiglu
 from unimoer.types import TokenBatch
@@ -29,8 +30,8 @@ FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 def attention_mask(batch: TokenBatch, *, causal: bool) -> Tensor:
     """Additive float32 mask `[B, 1, T, T]`: real keys only and, when causal, none from the future.
 
-    The finite minimum stands for minus infinity: a padding query under left padding sees no key at all, and a
-    row of infinities would make it, and then everything, NaN.
+    Float16's minimum stands for minus infinity: a padding query under left padding sees no key at all, and a row of
+    infinities would make it, and then everything, NaN. Float32's minimum is an infinity in the shorter formats.
     """
     allowed = batch.attention_mask[:, None, None, :].bool()
     length = batch.input_ids.shape[1]
@@ -38,7 +39,7 @@ def attention_mask(batch: TokenBatch, *, causal: bool) -> Tensor:
         allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=allowed.device).tril()
     else:
         allowed = allowed.expand(-1, -1, length, -1)
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float16).min)
 
 
 def _fuse(parent: nn.Module, names: Sequence[str], adapter: AdapterConfig) -> MoELoRALinear:
@@ -98,6 +99,11 @@ class FusedDecoder(nn.Module):
     def __init__(self, model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         body: Any = model.base_model
+        unknown = set(adapter.targets) - set(ALL_PROJECTIONS)
+        if unknown:
+            raise UserError(
+                f"model.adapter.targets: no projection '{min(unknown)}'{did_you_mean(min(unknown), ALL_PROJECTIONS)}"
+            )
         self.embedding: nn.Parameter = body.embed_tokens.weight
         self.layers = nn.ModuleList(FusedLayer(layer, adapter) for layer in body.layers)
         self.norm: nn.Parameter = body.norm.weight
@@ -126,7 +132,7 @@ class HostedDecoder(nn.Module):
     def __init__(self, model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.body: Any = model.base_model
-        replaced = 0
+        replaced: set[str] = set()
         for parent in list(self.body.modules()):
             for name, child in list(parent.named_children()):
                 if name in adapter.targets and isinstance(child, nn.Linear):
@@ -141,11 +147,12 @@ class HostedDecoder(nn.Module):
                             dropout=adapter.dropout,
                         ),
                     )
-                    replaced += 1
-        if replaced == 0:
+                    replaced.add(name)
+        unknown = set(adapter.targets) - replaced
+        if unknown:
             raise UserError(
-                f"model.adapter.targets: none of {', '.join(adapter.targets)} is a linear layer of "
-                f"{type(model).__name__}; name its projections"
+                f"model.adapter.targets: '{min(unknown)}' is no linear layer of {type(model).__name__}; "
+                "name its projections"
             )
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -116,7 +116,7 @@ def _heads_of(qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, T
     batch, length, width = qkv.shape
     split = qkv.view(batch, length, heads + 2 * kv_heads, width // (heads + 2 * kv_heads))
     query, key, value = split.split([heads, kv_heads, kv_heads], dim=2)
-    grouped = query.view(batch, length, kv_heads, heads // kv_heads, -1)
+    grouped = query.unflatten(2, (kv_heads, heads // kv_heads))
     return grouped.permute(0, 2, 3, 1, 4), key.transpose(1, 2), value.transpose(1, 2)
 
 
@@ -232,7 +232,7 @@ class _LoRALinear(torch.autograd.Function):
         ctx.flat = flat if flat_adapter is not flat and ctx.needs_input_grad[2] else None
         ctx.layout, ctx.shape = layout, x.shape
         ctx.has_residual, ctx.shared_input = residual is not None, x_adapter is x
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def train(
     """Train one run in place, resuming from `folder/checkpoints` when there is something to resume.
 
     Raises:
-        UserError: the loss is not a number. Nothing is saved then: the last checkpoint is a good one.
+        UserError: the loss or its gradient is no number. Nothing is saved then: the last checkpoint is a good one.
     """
     settings = config.training
     order = schedule(config, arm)
@@ -88,7 +89,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.zero_grad(set_to_none=True)
-        record: dict[str, float] = {}
+        record: dict[str, float] = defaultdict(float)
+        domains: list[str] = []
         tokens = computed = 0
         for _ in range(settings.optimizer.accumulation):
             domain, batch = next_batch(samplers[task], collator, task)
@@ -99,10 +101,17 @@ def train(
                     f"the last good checkpoint is kept; lower training.optimizer.lr"
                 )
             (loss / settings.optimizer.accumulation).backward()
-            record |= {"loss": loss.item(), **terms}
+            for name, value in {"loss": loss.item(), **terms}.items():
+                record[name] += value / settings.optimizer.accumulation
+            domains.append(domain)
             real, padded = token_counts(batch)
             tokens, computed = tokens + real, computed + padded
         norm = nn.utils.clip_grad_norm_(parameters, settings.optimizer.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"{folder.name}: {task} gradient is {norm.item()} at step {step + 1} ({domain}); "
+                f"the last good checkpoint is kept; lower training.optimizer.lr"
+            )
         optimizer.step()
         elapsed = time.perf_counter() - started
         counters.step = step + 1
@@ -115,7 +124,7 @@ def train(
                 "step": counters.step,
                 "task": task.value,
                 "task_step": counters.task_steps[task.value],
-                "domain": domain,
+                "domain": "+".join(sorted(set(domains))),
                 **record,
                 "lr": settings.optimizer.lr * factor,
                 "grad_norm": norm.item(),

@@ -59,7 +59,8 @@ def save_state(
                 "samplers": {task.value: sampler.state_dict() for task, sampler in samplers.items()},
             },
         )
-    for older in _steps(folder):
+    # Besides the older ones, what a kill left half written; the run's lock keeps other writers away.
+    for older in [*_steps(folder), *folder.glob(".step-*")]:
         if older != target:
             shutil.rmtree(older)
 

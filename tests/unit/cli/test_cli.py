@@ -114,6 +114,14 @@ def test_a_line_of_data_that_is_wrong(
     assert message in broken()
 
 
+@pytest.mark.parametrize("row", [100, 1234])
+def test_a_line_number_is_printed_as_it_is(kitchen: Path, broken: Callable[[], str], row: int) -> None:
+    """Rich makes an emoji of `:100:`."""
+    lines = [json.dumps({"_id": f"d{number}", "text": "a"}) for number in range(row - 1)]
+    (kitchen / "corpus.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
+    assert f"{kitchen}/corpus.jsonl:{row}: is not valid JSON" in broken()
+
+
 def test_an_empty_corpus(kitchen: Path, broken: Callable[[], str]) -> None:
     (kitchen / "corpus.jsonl").write_text("")
     assert "the corpus is empty" in broken()

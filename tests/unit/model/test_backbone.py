@@ -77,6 +77,28 @@ def test_a_missing_gguf_file_and_one_that_is_none(tmp_path: Path) -> None:
     refused(tmp_path / "model.gguf")
 
 
+def test_a_gguf_file_gives_the_model_it_was_made_of(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    source = tiny.build(bases("qwen2"))
+    texts, batch = ["where is the red kettle", "12\n\n日本 <|im_end|>"], tiny.batch(tiny.ids([5, 7]))
+    path = tiny.write_gguf(bases("qwen2"), tmp_path / "tiny.gguf")
+    # Converted the first time, read from the converted copy the second.
+    for model in (tiny.build(path), tiny.build(path)):
+        assert torch.equal(model.embed(batch), source.embed(batch))
+        assert model.prompter.queries(texts) == source.prompter.queries(texts)
+        assert model.fingerprint() == source.fingerprint()
+
+
+def test_a_gguf_file_that_was_replaced_is_converted_again(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tiny.write_gguf(bases("qwen2"), tmp_path / "tiny.gguf")
+    before = tiny.build(path).fingerprint()
+    changed = shutil.copytree(bases("qwen2"), tmp_path / "changed")
+    tensors = load_file(changed / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1.1
+    save_file(tensors, changed / "model.safetensors", {"format": "pt"})
+    tiny.write_gguf(changed, path)
+    assert tiny.build(path).fingerprint() == tiny.build(changed).fingerprint() != before
+
+
 def test_an_embedded_model_that_is_none() -> None:
     assert "no embedded model 'smollm2'; did you mean 'smollm2-135m'?" in refused("embedded:smollm2")
 
