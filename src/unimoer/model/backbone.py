@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -103,6 +104,13 @@ def _dequantised(gguf: Path, folder: Path) -> Path:
     return folder
 
 
+def _cache_of(gguf: Path) -> Path:
+    """Where the plain weights of a user's GGUF file are kept: under a name that changes with the file."""
+    state = gguf.stat()
+    identity = f"{gguf.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    return assets.cache_dir() / "models" / f"gguf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
 def _locate(base: str) -> str:
     """What `from_pretrained` is given: a hub id or a folder."""
     prefix, separator, name = base.partition(":")
@@ -115,7 +123,7 @@ def _locate(base: str) -> str:
         if not path.is_file():
             raise UserError(f"model.base: {base}: no such GGUF file")
         try:
-            return str(_dequantised(path, path.with_suffix(".safetensors-cache")))
+            return str(_dequantised(path, _cache_of(path)))
         except (ValueError, KeyError, struct.error) as error:
             raise UserError(f"model.base: {base}: not a GGUF model: {' '.join(str(error).split())[:300]}") from error
     if path.is_dir():
@@ -125,6 +133,12 @@ def _locate(base: str) -> str:
     if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
         raise UserError(f"model.base: {base}: no such folder")
     return base
+
+
+def _from_pretrained(location: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and what `transformers` noticed while loading it (untyped there)."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **settings)
+    return loaded
 
 
 def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -141,14 +155,13 @@ def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrained
         with _quiet():
             architecture = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, loading = _from_pretrained(
                 location,
                 config=_first_layers(architecture, config.layers),
                 revision=revision,
                 dtype=resolve_dtype(config.dtype, device),
                 use_safetensors=True,
                 trust_remote_code=False,
-                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         # Whatever a broken folder makes transformers raise, the user needs the folder's name and the reason.

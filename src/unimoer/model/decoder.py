@@ -99,11 +99,10 @@ class FusedDecoder(nn.Module):
     def __init__(self, model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         body: Any = model.base_model
-        unknown = set(adapter.targets) - set(ALL_PROJECTIONS)
-        if unknown:
-            raise UserError(
-                f"model.adapter.targets: no projection '{min(unknown)}'{did_you_mean(min(unknown), ALL_PROJECTIONS)}"
-            )
+        for target in adapter.targets:
+            if target not in ALL_PROJECTIONS:
+                hint = did_you_mean(target, ALL_PROJECTIONS)
+                raise UserError(f"model.adapter.targets: no projection '{target}'{hint}")
         self.embedding: nn.Parameter = body.embed_tokens.weight
         self.layers = nn.ModuleList(FusedLayer(layer, adapter) for layer in body.layers)
         self.norm: nn.Parameter = body.norm.weight
