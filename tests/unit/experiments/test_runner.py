@@ -193,11 +193,12 @@ def test_a_half_trained_run_of_another_configuration_is_not_continued(experiment
 
 
 def test_leftover_checkpoints_go_when_the_final_one_is_there(experiment: Make, tmp_path: Path) -> None:
-    """A kill between the two leaves them."""
+    """A kill between the two leaves them, and half of whatever was being written."""
     content = one_arm(experiment)
     single(content, tmp_path / "run")
     unfinish(tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step-4").mkdir()
+    for leftover in ("step-4", ".step-6.k1lled", ".final.k1lled"):
+        (tmp_path / "run" / "checkpoints" / leftover).mkdir()
     single(content, tmp_path / "run")
     assert is_done(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["final"]
