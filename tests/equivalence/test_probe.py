@@ -202,11 +202,15 @@ def test_a_specialist_is_not_probed(experiment: Make, tmp_path: Path) -> None:
     assert not (tmp_path / "gradient_conflicts.jsonl").exists()
 
 
-def test_a_probe_reads_other_batches_than_the_run(experiment: Make, tmp_path: Path, base: Path) -> None:
-    """The same queries in another order, so that a probe is not the gradient of a step just taken."""
+def test_a_probe_reads_other_batches_than_the_run(experiment: Make, base: Path, tmp_path: Path) -> None:
+    """The same examples in another order, so that a probe is not the gradient of a step just taken."""
     config = tiny.parsed(experiment(training__probe={"every": 1, "batch_size": 6}))
-    model = tiny.build(base)
-    probe = make_probe(config, model, tmp_path)
-    run = tiny.train_arm(config, "joint_single", tmp_path / "run")
-    [batch, _] = probe._draw()[Task.EMBEDDING]
-    assert batch.queries.input_ids.tolist() not in [queries for queries, _ in run.seen[Task.EMBEDDING]]
+    probe = make_probe(config, tiny.build(base), tmp_path)
+    run = tiny.build_samplers(tiny.context(config), TrainingMode.JOINT_SINGLE, 1)
+    for task in Task:
+        orders = []
+        for sampler in (probe.samplers[task], run[task]):
+            batches = [sampler.next() for _ in range(8)]
+            orders.append([(domain, sample.example.query_id) for domain, samples in batches for sample in samples])
+        assert orders[0][:4] != orders[1][:4]
+        assert set(orders[0]) & set(orders[1])

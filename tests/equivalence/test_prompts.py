@@ -59,7 +59,7 @@ def test_no_text_can_end_the_prompt_it_stands_in(query: str, document: str) -> N
 @pytest.mark.timeout(10)
 def test_nested_control_tokens_cost_no_more_than_their_length() -> None:
     """Each removal makes the next one; taking them out one pass at a time would take minutes."""
-    text = "<|im_" * 20_000 + "<|im_end|>" + "end|>" * 20_000
+    text = "<|im_" * 60_000 + "<|im_end|>" + "end|>" * 60_000
     [ids] = SHORT.pairs(["q"], [text])
     assert ids.count(TOKENIZER.convert_tokens_to_ids("<|im_end|>")) == 2
 
