@@ -42,8 +42,7 @@ class Prompter:
             raise UserError("model.prompts.append_eos: the tokenizer has no end-of-text token; set it to false")
         # Control tokens inside user text would let a document end the prompt it stands in.
         # Runs of white space, which some tokenizers add to their vocabulary, are text and stay.
-        control = sorted((token for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+        self._control = [token for token in tokenizer.get_added_vocab() if token.strip()]
 
     @staticmethod
     def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -114,9 +113,14 @@ class Prompter:
         return ""
 
     def _without_control(self, text: str) -> str:
-        """Removing one control token can make another out of what stood around it."""
-        while self._control is not None:
-            text, found = self._control.subn("", text)
-            if not found:
-                break
-        return text
+        """Removing one control token can make another out of what stood around it; one pass with a stack sees both."""
+        if not any(token in text for token in self._control):
+            return text
+        kept: list[str] = []
+        for character in text:
+            kept.append(character)
+            for token in self._control:
+                if character == token[-1] and "".join(kept[-len(token) :]) == token:
+                    del kept[-len(token) :]
+                    break
+        return "".join(kept)

@@ -164,9 +164,10 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
 
 
 def _drop_steps(folder: Path) -> None:
-    """Resumable checkpoints are of no use beside the final one."""
-    for leftover in (folder / "checkpoints").glob("step-*"):
-        shutil.rmtree(leftover)
+    """Resumable checkpoints are of no use beside the final one, nor is what a kill left half written."""
+    for pattern in ("step-*", ".step-*", ".final.*"):
+        for leftover in (folder / "checkpoints").glob(pattern):
+            shutil.rmtree(leftover)
 
 
 def training_summary(context: RunContext, arm: TrainingMode, model: UnifiedModel, counters: Counters) -> dict[str, Any]:

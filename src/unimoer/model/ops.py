@@ -137,7 +137,7 @@ class _EagerAttention(torch.autograd.Function):
         rows = query.flatten(2, 3)
         products = torch.matmul(rows, key.transpose(-1, -2))
         # The sum is float32, in one pass: the mask's dtype decides.
-        scores = torch.add(mask.unsqueeze(2), products.view(*query.shape[:4], -1), alpha=scale)
+        scores = torch.add(mask.unsqueeze(2), products.view(*query.shape[:4], key.shape[2]), alpha=scale)
         probabilities = torch.softmax(scores, dim=-1).to(query.dtype).view(products.shape)
         ctx.save_for_backward(rows, key, value, probabilities)
         ctx.scale = scale

@@ -117,6 +117,22 @@ def test_gradients_are_clipped_and_their_norm_is_logged_before(experiment: Make,
     assert all(line["grad_norm"] > 0.01 for line in tiny.lines(tmp_path / "metrics.jsonl"))
 
 
+def test_the_schedule_reaches_the_weights_and_the_log(experiment: Make, tmp_path: Path) -> None:
+    """AdamW's first step moves whatever has a gradient by the rate of that step."""
+    optimizer = {"lr": 0.01, "warmup_ratio": 0.5, "schedule": "linear", "weight_decay": 0.0}
+    steps = {"training__reranking__steps": 8, "training__checkpoint_every": 1}
+    config = tiny.parsed(experiment(training__optimizer=optimizer, **steps))
+    with pytest.raises(tiny.InterruptedRunError):
+        tiny.train_arm(config, "rank_only", tmp_path, stop_after=2)
+    checkpoint = latest_state(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    moved = [t.abs().max() for name, t in load_file(checkpoint / "adapter.safetensors").items() if name.endswith(".b")]
+    assert float(max(moved)) == pytest.approx(0.01 / 4, rel=1e-3)
+    tiny.train_arm(config, "rank_only", tmp_path)
+    logged = [line["lr"] for line in tiny.lines(tmp_path / "metrics.jsonl")]
+    assert logged == pytest.approx([0.01 * factor for factor in (0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25)])
+
+
 def test_every_step_is_logged_with_its_terms(experiment: Make, tmp_path: Path) -> None:
     config = tiny.parsed(experiment(training__reranking__loss={"type": "bce"}))
     counters = tiny.train_arm(config, "joint_single", tmp_path).counters
