@@ -111,22 +111,33 @@ def test_analyze_decides_the_same_from_the_files_alone(
     assert read_json(folder / "decision.json")["verdict"] in capsys.readouterr().out
 
 
-def exists(pattern: str) -> Callable[[Path], bool]:
+Moment = Callable[[Path], bool]
+
+
+def exists(pattern: str) -> Moment:
     return lambda folder: any(folder.glob(pattern))
 
 
-MOMENTS: dict[str, tuple[signal.Signals, Callable[[Path], bool]]] = {
-    "by Ctrl-C in training": (signal.SIGINT, exists("runs/emb_only-*/checkpoints/step-*")),
-    "in training, past a checkpoint": (signal.SIGKILL, exists("runs/emb_only-*/checkpoints/step-6")),
-    "after training, before the result is whole": (signal.SIGKILL, exists("runs/emb_only-*/checkpoints/final")),
+def steps(arm: str, count: int) -> Moment:
+    """So many steps are in the log of an arm."""
+    return lambda folder: any(
+        path.read_bytes().count(b"\n") >= count for path in folder.glob(f"runs/{arm}-*/metrics.jsonl")
+    )
+
+
+# Each stays true once it is: on a busy machine a process is stopped later than meant, and then that is the test.
+MOMENTS: dict[str, tuple[signal.Signals, Moment]] = {
+    "by Ctrl-C in training": (signal.SIGINT, steps("emb_only", 4)),
+    "in training, past a checkpoint": (signal.SIGKILL, steps("emb_only", 8)),
+    "after training, before its result is whole": (signal.SIGKILL, exists("runs/emb_only-*/checkpoints/final")),
     "between two evaluations": (signal.SIGKILL, exists("runs/emb_only-*/eval/kitchen/embedding/metrics.json")),
     "between two runs": (signal.SIGKILL, exists("runs/rank_only-*/env.json")),
-    "in joint training, past a probe": (signal.SIGKILL, exists("runs/joint_single-*/checkpoints/step-9")),
+    "in joint training, past a probe": (signal.SIGKILL, steps("joint_single", 10)),
     "as the decision is made": (signal.SIGKILL, exists("results.json")),
 }
 
 
-def interrupt(config: Path, folder: Path, cache: Path, sign: signal.Signals, when: Callable[[Path], bool]) -> str:
+def interrupt(config: Path, folder: Path, cache: Path, sign: signal.Signals, when: Moment) -> str:
     """Start the command, stop it as soon as `when` holds, and return its stderr."""
     started = tiny.command(*arguments(config, folder))
     process = subprocess.Popen(

@@ -72,6 +72,8 @@ def bench_encode(
     merge_into(plain, ours)
     with tempfile.TemporaryDirectory() as folder:
         cast(Any, plain.base_model).save_pretrained(folder)
+        # With a chat template, sentence-transformers would wrap every text as a message.
+        tokenizer.chat_template = None
         tokenizer.save_pretrained(folder)
         dtype = resolve_dtype("auto", device)
         body = Transformer(folder, max_seq_length=longest, model_kwargs={"dtype": dtype})
