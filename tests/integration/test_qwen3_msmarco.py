@@ -76,7 +76,6 @@ def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return content
 
 
-@pytest.mark.slow
 def test_the_configuration_runs_on_stand_ins(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

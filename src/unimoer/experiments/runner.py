@@ -17,7 +17,7 @@ from unimoer.data.prepare import prepare
 from unimoer.errors import UserError
 from unimoer.experiments.plan import BM25, PlannedRun, describe, plan_run, plan_runs
 from unimoer.experiments.progress import Progress
-from unimoer.experiments.run import RunContext, execute, is_done
+from unimoer.experiments.run import RunContext, check_same_run, execute, is_done
 from unimoer.experiments.summary import write_results
 from unimoer.files import read_json, write_json
 
@@ -77,6 +77,9 @@ def run_experiment(
             if len(todo) < len(runs):
                 progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
             context = RunContext(config, domains, device, progress)
+            # Finished runs too: their scores must not be set beside those of other data.
+            for run in runs:
+                check_same_run(context, run, folder / "runs" / run.folder)
             for run in todo:
                 execute(context, run, folder / "runs" / run.folder)
             progress.update("statistics", f"{config.evaluation.bootstrap} replicates")

@@ -175,6 +175,17 @@ def test_data_that_changed_is_not_mixed_with_older_results(
         single(content, tmp_path / "run")
 
 
+@pytest.mark.parametrize("arm", ["untrained", "joint_single"])
+def test_finished_runs_on_other_data_are_not_taken_for_these(
+    arm: str, finished: Path, experiment: Make, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "tiny")
+    [env] = (folder / "runs").glob(f"{arm}-*/env.json")
+    env.write_text(json.dumps({**read_json(env), "data": {"kitchen": "0" * 64, "garden": "0" * 64}}))
+    with pytest.raises(UserError, match="data"):
+        run(experiment(), folder)
+
+
 def test_a_run_folder_of_another_configuration_is_refused(experiment: Make, tmp_path: Path) -> None:
     """`--output` names the folder here, so the hash in its name cannot tell them apart."""
     single(one_arm(experiment), tmp_path / "run")
