@@ -18,7 +18,7 @@ def analyze(
     from unimoer.report.html import build_report
     from unimoer.report.tables import terminal_summary
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     write_results(experiment)
     report = build_report(experiment)
     console.print(terminal_summary(read_json(experiment / "decision.json"), read_json(experiment / "results.json")))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unimoer.cli.options import Device
 from unimoer.types import Task
@@ -39,7 +40,7 @@ def evaluate(
     from unimoer.experiments.evaluation import evaluate_checkpoint
     from unimoer.model.backbone import resolve_device
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     tasks = tuple(Task) if task is Tasks.BOTH else (Task(task.value),)
     rows = evaluate_checkpoint(
         run,
@@ -52,7 +53,7 @@ def evaluate(
         device=resolve_device(device),
         console=console,
     )
-    table = Table(title=f"{run}", title_justify="left")
+    table = Table(title=Text(f"{run}"), title_justify="left")
     for column in ("data set", "task", "system", "nDCG@10", "MAP", "MRR@10", "Recall@100", "queries"):
         table.add_column(column, justify="left" if column in ("data set", "task", "system") else "right")
     for row in rows:

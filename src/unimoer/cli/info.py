@@ -14,7 +14,7 @@ def info(
     run: Annotated[Path | None, typer.Argument(help="Run folder, or a checkpoint folder.")] = None,
 ) -> None:
     """Show the environment, or describe a run and verify its golden outputs."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(show_header=False, box=None)
     for key, value in (_environment() if run is None else _run(run)).items():
         table.add_row(key, str(value))

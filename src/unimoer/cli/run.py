@@ -39,7 +39,7 @@ def kill_gate(
     from unimoer.report.html import build_report
     from unimoer.report.tables import terminal_summary
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     started = time.perf_counter()
     settings = load_config(find_config("quick" if quick else config), overrides or ())
     folder = output or Path("runs") / settings.name

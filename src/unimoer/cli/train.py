@@ -33,6 +33,6 @@ def train(
             f"{config}: {len(settings.arms)} arms and {len(settings.seeds)} seeds; train makes one run: "
             "add --set 'arms=[joint_single]' --set 'seeds=[42]', or use `unimoer run kill-gate`"
         )
-    console = Console()
+    console = Console(markup=False, emoji=False)
     folder = run_single(settings, output, device=resolve_device(device), console=console)
     console.print(f"run  {folder}", highlight=False)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 PLAIN_EVERY = 20.0
 """Seconds between two plain lines of the same activity."""
@@ -81,13 +82,14 @@ class Progress:
         left = self.clock.remaining()
         tail = "" if left is None else f" · {duration(left)} left"
         if self._status is not None:
-            self._status.update(f"{title} · {detail}{tail}")
+            # As text: a path may hold what Rich would take for markup.
+            self._status.update(Text(f"{title} · {detail}{tail}"))
             return
         now = time.monotonic()
         if title != self._last_title or now - self._last_time >= PLAIN_EVERY:
-            self.console.print(f"{title} · {detail}{tail}", highlight=False, markup=False)
+            self.console.print(f"{title} · {detail}{tail}", highlight=False, markup=False, emoji=False)
             self._last_title, self._last_time = title, now
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False)

@@ -304,6 +304,21 @@ def test_evaluate_on_data_of_ones_own(trained: Path, data: dict[str, Path], tmp_
     assert "reranking" not in out
 
 
+def test_paths_are_printed_as_they_are(trained: Path, data: dict[str, Path], tmp_path: Path, call: Call) -> None:
+    """Rich would take `[old]` for a style, `[/x]` for its end, and `:100:` for an emoji."""
+    moved = shutil.copytree(trained, tmp_path / "run [old]:100:")
+    code, out, err = call("info", moved)
+    assert (code, err) == (0, "")
+    assert "run [old]:100:" in out
+    code, out, err = call("evaluate", moved, "--data", data["garden"], "--task", "embedding", "--queries", "2")
+    assert (code, err) == (0, "")
+    assert "run [old]:100:" in out
+    config = moved / "config.yaml"
+    code, out, err = call("train", config, "--output", moved, "--set", "arms=[joint_single]")
+    assert (code, err) == (0, "")
+    assert out.count(f"{moved}") == 2
+
+
 def test_evaluate_needs_a_run_and_data(
     trained: Path, data: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:

@@ -84,10 +84,15 @@ def test_without_a_terminal_there_are_plain_lines_and_not_too_many(monkeypatch: 
     ]
 
 
-def test_on_a_terminal_one_line_is_rewritten() -> None:
+def test_on_a_terminal_one_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets and colons of a path are no markup and no emoji there either."""
+    monkeypatch.setenv("TERM", "xterm")
     file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=80)
+    console = Console(file=file, force_terminal=True, width=120)
     with Progress(console, {"train embedding": 2}) as progress:
-        progress.update("training", "step 1/2")
-        progress.note("kept")
-    assert "kept" in file.getvalue()
+        progress.update("loading the model", "runs/[old]/x[/y]:100:/final")
+        assert progress._status is not None
+        console.print(progress._status)
+        progress.note("kept [old]:100:")
+    assert "loading the model · runs/[old]/x[/y]:100:/final" in file.getvalue()
+    assert "kept [old]:100:" in file.getvalue()
