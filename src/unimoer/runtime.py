@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks for the next step instead of handing them back to the system.
 
     A training step allocates and frees hundreds of megabytes of activations. By default glibc returns them, and the
-    next step pays for every page again: 45,000 page faults a step of 12 layers and 1,920 tokens, a tenth of its time.
+    next step pays for every page again: 45,000 page faults a step of 12 layers and 1,920 tokens, 24 with this setting.
     The process keeps its peak size instead. Does nothing where there is no glibc.
     """
     if not sys.platform.startswith("linux"):
