@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from unimoer.config import ExperimentConfig, ModelConfig, parse_config
+from unimoer.config import ExperimentConfig, ModelConfig, SimilarityConfig, parse_config
 from unimoer.data.collate import Collator, pad
-from unimoer.data.prepare import prepare
+from unimoer.data.prepare import prepare, training_examples
+from unimoer.experiments.arms import arm_settings
 from unimoer.experiments.plan import plan_runs
 from unimoer.experiments.progress import Progress
 from unimoer.experiments.run import RunContext, build_probe, build_samplers
@@ -41,6 +42,7 @@ from unimoer.experiments.runner import workload
 from unimoer.model.unified import UnifiedModel
 from unimoer.tracking import Tracker
 from unimoer.training.loop import train
+from unimoer.training.pilots import hold_out
 from unimoer.training.state import Counters
 from unimoer.types import (
     Document,
@@ -49,7 +51,6 @@ from unimoer.types import (
     RetrievalDataset,
     Task,
     TokenBatch,
-    TrainingMode,
 )
 
 FUSED = ("qwen3", "llama", "qwen2", "mistral")
@@ -287,12 +288,27 @@ class Trained:
     seen: dict[Task, list[list[list[int]]]]
 
 
+def arm_model(config: ExperimentConfig, arm: str, *, seed: int = 1) -> UnifiedModel:
+    """What an arm trains, before it does."""
+    return UnifiedModel(arm_settings(config, arm)[1], CPU, seed=seed)
+
+
 def train_arm(
-    config: ExperimentConfig, arm: str, folder: Path, *, seed: int = 1, stop_after: int | None = None
+    config: ExperimentConfig,
+    arm: str,
+    folder: Path,
+    *,
+    seed: int = 1,
+    stop_after: int | None = None,
+    model: UnifiedModel | None = None,
 ) -> Trained:
-    """One arm through the real loop, tracker and probe; raises `InterruptedRunError` after a step when told to."""
-    mode, shared = TrainingMode(arm), context(config)
-    model = UnifiedModel(config.model, CPU, seed=seed)
+    """One arm through the real loop, tracker and probe; raises `InterruptedRunError` after a step when told to.
+
+    `model` stands in for the arm's fresh one.
+    """
+    mode, (settings, described) = config.arm(arm).mode, arm_settings(config, arm)
+    shared = replace(context(config), config=settings)
+    model = UnifiedModel(described, CPU, seed=seed) if model is None else model
     datasets = {name: domain.dataset for name, domain in shared.domains.items()}
     options: Any = {
         "instructions": shared.instructions,
@@ -303,6 +319,9 @@ def train_arm(
     collator.seen = {task: [] for task in Task}
     joint = len(mode.tasks) > 1 and config.training.probe.every > 0
     plain = Collator(model.prompter, datasets, **options)
+    examples = training_examples(shared.domains)
+    if isinstance(described.adapter.router, SimilarityConfig):
+        examples, _ = hold_out(examples, described.adapter.router.pilot_queries)
     probe = build_probe(shared, mode, seed, plain, folder) if joint else None
 
     def stop(step: int, *_: object) -> None:
@@ -312,8 +331,8 @@ def train_arm(
     tracker = Tracker(folder)
     torch.manual_seed(seed)
     try:
-        samplers = build_samplers(shared, mode, seed)
-        counters = train(config, mode, model, samplers, collator, folder, tracker=tracker, probe=probe, progress=stop)
+        samplers = build_samplers(shared, mode, seed, examples)
+        counters = train(settings, mode, model, samplers, collator, folder, tracker=tracker, probe=probe, progress=stop)
     finally:
         tracker.close()
     return Trained(model, counters, collator.seen)

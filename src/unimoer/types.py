@@ -25,11 +25,20 @@ class Task(StrEnum):
 
 
 class TrainingMode(StrEnum):
-    """What one run trains: a specialist for one task, or one adapter for both."""
+    """What one run trains, and in what order."""
 
     EMB_ONLY = "emb_only"
+    """A specialist for embedding."""
     RANK_ONLY = "rank_only"
+    """A specialist for reranking."""
     JOINT_SINGLE = "joint_single"
+    """One LoRA for both tasks, whose steps alternate."""
+    JOINT_MOE = "joint_moe"
+    """Routed experts for both tasks, whose steps alternate."""
+    JOINT_MIXED = "joint_mixed"
+    """Both tasks in every step: L = L_embedding + lambda L_reranking."""
+    JOINT_STAGED = "joint_staged"
+    """First embedding, then reranking, each at its own learning rate."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -38,7 +47,7 @@ class TrainingMode(StrEnum):
                 return (Task.EMBEDDING,)
             case TrainingMode.RANK_ONLY:
                 return (Task.RERANKING,)
-            case TrainingMode.JOINT_SINGLE:
+            case _:
                 return (Task.EMBEDDING, Task.RERANKING)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import tiny
-from unimoer.config.model import ALL_PROJECTIONS
+from unimoer.config import ALL_PROJECTIONS, AdapterConfig
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.decoder import FusedDecoder
 from unimoer.types import TokenBatch
@@ -54,9 +54,9 @@ def gradients(decoder: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Our gradients of A and B in the order of `pairs`: the same views, of the gradients."""
     found = []
     for module in (module for module in decoder.modules() if isinstance(module, MoELoRALinear)):
-        if module.a is not None and module.b is not None:
-            module.a.data, module.b.data = module.a.grad, module.b.grad
-            found += [module.lora(name, "shared")[:2] for name in module.targets]
+        for parameter in (*module.a.values(), *module.b.values()):
+            parameter.data = parameter.grad
+        found += [module.lora(name, "shared")[:2] for name in module.targets]
     return found
 
 
@@ -96,7 +96,7 @@ def test_outputs_and_gradients_are_those_of_peft(family: str, targets: tuple[str
 def test_one_projection_alone_agrees_to_rounding(bias: bool, targets: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     linears = {"first": nn.Linear(48, 40, bias=bias), "second": nn.Linear(48, 24, bias=bias)}
-    fused = MoELoRALinear(linears, targets=targets, ranks={"shared": 6}, alpha=3.0)
+    fused = MoELoRALinear(linears, AdapterConfig(rank=6, alpha=3.0, targets=targets), {"shared": 6})
     tiny.stir(fused, 0.3)
     x, weights = torch.randn(5, 7, 48, requires_grad=True), torch.randn(5, 7, 64)
     y = fused(x)

@@ -18,6 +18,24 @@ from unimoer.training.state import latest_state
 
 Make = Callable[..., dict[str, Any]]
 ARMS = ("emb_only", "rank_only", "joint_single")
+THREE = {"embedding": 1, "reranking": 1, "shared": 2}
+NOISE = {"noise_epsilon": 0.2, "logit_noise": 0.3, "expert_dropout": 0.3, "weight_floor": 0.05}
+ROUTED: dict[str, dict[str, Any]] = {
+    "sparse": {"mode": "joint_moe", "experts": THREE, "router": {"type": "sparsegen", **NOISE}},
+    "loss_free": {
+        "mode": "joint_moe",
+        "experts": THREE,
+        "router": {"type": "topk", "granularity": "token", "bias_rate": 0.02, **NOISE},
+    },
+    "mixed_moe": {
+        "mode": "joint_mixed",
+        "experts": THREE,
+        "router": {"type": "softmax", **NOISE},
+        "set": {"training.gradients.type": "famo"},
+    },
+    "staged_moe": {"mode": "joint_staged", "experts": THREE, "router": {"type": "softmax", **NOISE}},
+}
+"""Everything that has a state: random numbers, usage of the other task, biases, learned weights of the losses."""
 
 
 def with_dropout(experiment: Make, **changes: Any) -> ExperimentConfig:
@@ -42,7 +60,13 @@ def state(folder: Path) -> dict[str, Any]:
     checkpoint = latest_state(folder / "checkpoints")
     assert checkpoint is not None
     content: dict[str, Any] = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
-    assert set(content) == {"adapter.safetensors", "optimizer.safetensors", "rng.safetensors"}
+    assert {name.removesuffix(".safetensors") for name in content} == {
+        "adapter",
+        "optimizer",
+        "rng",
+        "routing",
+        "gradients",
+    }
     position = json.loads((checkpoint / "state.json").read_text())
     del position["counters"]["seconds"]
     return content | {"name": checkpoint.name, "position": position}
@@ -72,6 +96,45 @@ def test_a_resumed_run_is_the_uninterrupted_one(arm: str, stop: int, experiment:
     for name in ("step", "task_steps", "tokens", "computed_tokens"):
         assert getattr(resumed.counters, name) == getattr(whole.counters, name)
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == [state(tmp_path / "whole")["name"]]
+
+
+def agree(config: ExperimentConfig, arm: str, folder: Path, stops: tuple[int, ...]) -> None:
+    """Interrupted at these steps, the run ends in the same tensors and logs."""
+    whole = tiny.train_arm(config, arm, folder / "whole")
+    for stop in stops:
+        with pytest.raises(tiny.InterruptedRunError):
+            tiny.train_arm(config, arm, folder / "cut", stop_after=stop)
+        torch.manual_seed(12345)
+    resumed = tiny.train_arm(config, arm, folder / "cut")
+    for name, tensor in whole.model.state().items():
+        assert torch.equal(resumed.model.state()[name], tensor), name
+    assert state(folder / "cut") == state(folder / "whole")
+    for log in (folder / "whole").glob("*.jsonl"):
+        assert records(folder / "cut" / log.name) == records(log), log.name
+
+
+@pytest.mark.parametrize("arm", list(ROUTED))
+def test_a_resumed_routed_run_is_the_uninterrupted_one(arm: str, experiment: Make, tmp_path: Path) -> None:
+    adapter = {"rank": 16, "alpha": 16.0, "dropout": 0.3}
+    steps = {"training__embedding__steps": 4, "training__reranking__steps": 4, "training__routing_every": 2}
+    more: dict[str, Any] = {"model__adapter": adapter, "custom_arms": {arm: ROUTED[arm]}, "arms": [arm]}
+    config = with_dropout(experiment, training__checkpoint_every=1, **steps, **more)
+    agree(config, arm, tmp_path, (2, 3) if arm == "mixed_moe" else (3, 6))
+    assert (tmp_path / "whole" / "routing.jsonl").read_text()
+
+
+def test_a_resumed_mixed_run_is_the_uninterrupted_one(experiment: Make, tmp_path: Path) -> None:
+    """With more steps of one task: some have it alone, and leave the learned weights as they are."""
+    steps = {"training__embedding__steps": 6, "training__reranking__steps": 4}
+    config = with_dropout(experiment, training__gradients__type="gradnorm", training__checkpoint_every=1, **steps)
+    agree(config, "joint_mixed", tmp_path, (2, 5))
+
+
+def test_a_resumed_staged_run_is_the_uninterrupted_one(experiment: Make, tmp_path: Path) -> None:
+    """Stopped so that it goes on before, at and after the boundary, where moments are thrown away."""
+    steps = {"training__embedding__steps": 4, "training__reranking__steps": 4}
+    config = with_dropout(experiment, training__checkpoint_every=1, **steps)
+    agree(config, "joint_staged", tmp_path, (4, 5, 6))
 
 
 def test_a_run_may_be_stopped_again_and_again(experiment: Make, tmp_path: Path) -> None:
@@ -106,7 +169,8 @@ def test_a_damaged_checkpoint_is_one_line(experiment: Make, tmp_path: Path) -> N
         tiny.train_arm(config, "rank_only", tmp_path, stop_after=4)
     checkpoint = latest_state(tmp_path / "checkpoints")
     assert checkpoint is not None
-    for name in ("adapter.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"):
+    for name in ("adapter", "optimizer", "rng", "routing", "gradients", "state"):
+        name += ".json" if name == "state" else ".safetensors"
         whole = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=name):

@@ -25,7 +25,8 @@ def settings(base: Path, data: dict[str, Path]) -> dict[str, Any]:
     return tiny.experiment(
         base,
         data,
-        model__adapter={"rank": 4, "alpha": 8.0, "dropout": 0.1},
+        arms=["emb_only", "rank_only", "joint_single", "joint_moe", "famo"],
+        model__adapter={"rank": 12, "alpha": 24.0, "dropout": 0.1},
         training__embedding={"steps": 24, "batch_size": 8, "negatives": 1, "random_until": 0.5},
         training__reranking={"steps": 24, "batch_size": 6, "negatives": 2},
         training__optimizer={"lr": 5e-3, "accumulation": 2},
@@ -89,7 +90,7 @@ def test_the_same_command_again_does_nothing_twice(
     before, decision = files(folder), (folder / "decision.json").read_bytes()
     done = tiny.unimoer(*arguments(config, folder), cache=shared_cache)
     assert done.returncode == 0
-    assert "5 of 5 runs are already done" in done.stdout
+    assert "7 of 7 runs are already done" in done.stdout
     assert "training" not in done.stdout
     assert files(folder) == before
     assert (folder / "decision.json").read_bytes() == decision
@@ -133,6 +134,8 @@ MOMENTS: dict[str, tuple[signal.Signals, Moment]] = {
     "between two evaluations": (signal.SIGKILL, exists("runs/emb_only-*/eval/kitchen/embedding/metrics.json")),
     "between two runs": (signal.SIGKILL, exists("runs/rank_only-*/env.json")),
     "in joint training, past a probe": (signal.SIGKILL, steps("joint_single", 10)),
+    "with routed experts, past a checkpoint": (signal.SIGKILL, steps("joint_moe", 10)),
+    "with weights of the losses": (signal.SIGKILL, steps("famo", 10)),
     "as the decision is made": (signal.SIGKILL, exists("results.json")),
 }
 
@@ -174,6 +177,10 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(
     assert "already done" in done.stdout
     uninterrupted, _ = whole
     assert (folder / "decision.json").read_bytes() == (uninterrupted / "decision.json").read_bytes()
+    results = [read_json(side / "results.json") for side in (uninterrupted, folder)]
+    for part in ("scores", "ceilings", "recovery", "routing"):
+        assert results[0][part] == results[1][part], part
+    assert results[0]["routing"].keys() == {"joint_moe"}
     for run in (uninterrupted / "runs").iterdir():
         twin = folder / "runs" / run.name
         for path in run.glob("eval/*/*/*"):

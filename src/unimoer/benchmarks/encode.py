@@ -9,31 +9,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from unimoer.benchmarks.pairs import Ratio, alternate, report
 from unimoer.config import AdapterConfig, ModelConfig, PromptConfig, TaskHeadConfig
 from unimoer.data.embedded import load_embedded
 from unimoer.errors import UserError
 from unimoer.evaluation.inference import encode
-from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone, resolve_dtype
+from unimoer.model.merging import merge, updates
 from unimoer.model.unified import UnifiedModel
-
-
-def merge_into(model: PreTrainedModel, trained: UnifiedModel) -> None:
-    """Add the updates of a fused decoder's adapters to the plain weights of the same base."""
-    linears = dict(model.base_model.named_modules())
-    for name, module in trained.decoder.named_modules():
-        if not isinstance(module, MoELoRALinear):
-            continue
-        index = next(part for part in name.split(".") if part.isdigit())
-        for projection in module.targets:
-            part = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-            weight = linears[f"layers.{index}.{part}.{projection}"].weight
-            for expert in module.ranks:
-                a, b, scale = module.lora(projection, expert)
-                weight.data += (scale * (b @ a)).detach().to(weight.dtype)
+from unimoer.types import Task
 
 
 def bench_encode(
@@ -61,7 +46,7 @@ def bench_encode(
     # An untrained B is zero; a merge of nothing would prove nothing.
     torch.manual_seed(0)
     for name, parameter in ours.trainable().items():
-        if name.endswith(".b"):
+        if ".b." in name:
             torch.nn.init.normal_(parameter, std=0.01)
     sample = [
         document.content
@@ -69,7 +54,8 @@ def bench_encode(
         for document in list(load_embedded(domain).corpus.values())[: texts // 4]
     ]
     plain, tokenizer = load_backbone(config, device)
-    merge_into(plain, ours)
+    merge(plain, updates(ours, Task.EMBEDDING))
+    ours.for_inference()
     with tempfile.TemporaryDirectory() as folder:
         cast(Any, plain.base_model).save_pretrained(folder)
         # With a chat template, sentence-transformers would wrap every text as a message.

@@ -10,8 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from unimoer.benchmarks.pairs import Ratio, alternate, report
-from unimoer.config import AdapterConfig, ModelConfig, TaskHeadConfig
-from unimoer.config.model import ALL_PROJECTIONS
+from unimoer.config import ALL_PROJECTIONS, AdapterConfig, ModelConfig, TaskHeadConfig
 from unimoer.errors import UserError
 from unimoer.model.backbone import load_backbone, resolve_dtype
 from unimoer.model.heads import pool
@@ -19,7 +18,7 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.types import TokenBatch
 
 
-def _step(parameters: list[nn.Parameter], embed: Callable[[], Tensor]) -> Callable[[], None]:
+def optimizer_step(parameters: list[nn.Parameter], embed: Callable[[], Tensor]) -> Callable[[], None]:
     """One optimizer step: the first half of the rows are queries, the second half their documents."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
@@ -69,13 +68,13 @@ def bench_train(
             states = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             return pool(states, mask, "mean")
 
-        return _step(trainable, embed)
+        return optimizer_step(trainable, embed)
 
     ours = UnifiedModel(config, device)
     ours.train()
     adapter = [parameter for name, parameter in ours.trainable().items() if name.startswith("decoder.")]
     contenders = {
-        "unimoer": _step(adapter, lambda: pool(ours.decoder(batch), mask, "mean")),
+        "unimoer": optimizer_step(adapter, lambda: pool(ours.decoder(batch), mask, "mean")),
         "PEFT, defaults": peft_step("sdpa", True),
         "PEFT, eager attention": peft_step("eager", True),
         "PEFT, eager attention, adapters in the base's precision": peft_step("eager", False),

@@ -25,13 +25,16 @@ def train(
     rows: Annotated[int, typer.Option(min=4, help="Texts a batch.")] = 48,
     length: Annotated[int, typer.Option(min=4, help="Tokens a text.")] = 40,
     pairs: Pairs = 9,
+    arms: Annotated[bool, typer.Option("--arms", help="Routed experts against one LoRA and a loop instead.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Tokens per second of a training step against PEFT's LoRA."""
+    """Tokens per second of a training step against PEFT's LoRA, or of routed experts against one LoRA."""
+    from unimoer.benchmarks.arms import bench_arms
     from unimoer.benchmarks.train import bench_train
     from unimoer.model.backbone import resolve_device
 
-    bench_train(
+    bench = bench_arms if arms else bench_train
+    bench(
         Console(),
         resolve_device(device),
         base=base,
@@ -57,3 +60,16 @@ def encode(
     from unimoer.model.backbone import resolve_device
 
     bench_encode(Console(), resolve_device(device), base=base, layers=layers, rank=rank, texts=texts, pairs=pairs)
+
+
+@app.command("memory")
+def memory(
+    base: Base = "embedded:smollm2-135m",
+    rows: Annotated[int, typer.Option(min=1, help="Texts a batch.")] = 16,
+    length: Annotated[int, typer.Option(min=4, help="Tokens a text.")] = 64,
+    pairs: Pairs = 5,
+) -> None:
+    """Memory of one model with three routed experts against two separate models."""
+    from unimoer.benchmarks.memory import bench_memory
+
+    bench_memory(Console(), base=base, rows=rows, length=length, pairs=pairs)

@@ -1,9 +1,12 @@
 """The configuration is the documentation of what can be varied; see the commented files in `configs/`."""
 
+from unimoer.config.adapter import ALL_PROJECTIONS, SHARED, AdapterConfig
+from unimoer.config.arms import BUILTIN, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.experiment import CriterionConfig, ExperimentConfig
 from unimoer.config.load import load_config, parse_config, parse_model
-from unimoer.config.model import AdapterConfig, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
+from unimoer.config.model import ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
+from unimoer.config.router import RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.training import (
     BCEConfig,
     EmbeddingTaskConfig,
@@ -18,7 +21,11 @@ from unimoer.config.training import (
 )
 
 __all__ = [
+    "ALL_PROJECTIONS",
+    "BUILTIN",
+    "SHARED",
     "AdapterConfig",
+    "ArmConfig",
     "BCEConfig",
     "CriterionConfig",
     "DataConfig",
@@ -35,8 +42,12 @@ __all__ = [
     "PromptConfig",
     "RankingLossConfig",
     "RerankingTaskConfig",
+    "RouterConfig",
     "ScoreHeadConfig",
+    "SimilarityConfig",
+    "SparsegenConfig",
     "TaskHeadConfig",
+    "TopKConfig",
     "TrainingConfig",
     "load_config",
     "parse_config",

@@ -70,6 +70,11 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{field}: unknown key{did_you_mean(path[-1], _keys_beside(path, root))}{more}"
     if first["type"] == "missing":
         return f"{field}: required, but missing{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"{field}.type: required, but missing{more}"
+    if first["type"] == "union_tag_invalid":
+        tag, known = first["ctx"]["tag"], [name.strip("'") for name in first["ctx"]["expected_tags"].split(", ")]
+        return f"{field}.type: unknown '{tag}'{did_you_mean(tag, known)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     return f"{field}: {message[:1].lower()}{message[1:]}{given}{more}"

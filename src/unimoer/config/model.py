@@ -6,35 +6,28 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from unimoer.config.adapter import AdapterConfig
 from unimoer.config.base import Strict
-
-ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class AdapterConfig(Strict):
-    rank: int = Field(16, ge=1)
-    """Rank r of the LoRA update."""
-    alpha: float = Field(32.0, gt=0)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """On the adapter's input, while training."""
-    targets: tuple[str, ...] = Field(ALL_PROJECTIONS, min_length=1)
-    """Which linear layers of every decoder layer get an adapter."""
 
 
 class TaskHeadConfig(Strict):
     pooling: Literal["last", "mean"] = "last"
     """`last`: the last real token (Qwen3). `mean`: the average over real tokens."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """`bidirectional`: every token sees the whole text, as GritLM embeds (arXiv 2402.09906)."""
 
 
 class ScoreHeadConfig(TaskHeadConfig):
-    head: Literal["yes_no", "linear"] = "yes_no"
-    """`yes_no`: logit("yes") - logit("no") of the LM head at the pooled state. `linear`: a learned projection of it."""
+    head: Literal["yes_no", "linear", "mlp"] = "yes_no"
+    """`yes_no`: logit("yes") - logit("no") of the LM head at the pooled state. `linear`: a learned projection of it.
+    `mlp`: a learned network of one hidden layer."""
 
     @model_validator(mode="after")
-    def _yes_no_reads_the_answer_slot(self) -> ScoreHeadConfig:
+    def _head_reads_one_token(self) -> ScoreHeadConfig:
         if self.head == "yes_no" and self.pooling != "last":
             raise ValueError("head 'yes_no' reads the token after the prompt's suffix: it needs pooling 'last'")
+        if self.head == "mlp" and self.pooling != "last":
+            raise ValueError("head 'mlp' reads the last token: it needs pooling 'last'")
         return self
 
 

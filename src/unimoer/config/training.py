@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unimoer.config.base import Strict
+from unimoer.config.gradients import GradientConfig, SumConfig
 
 
 class InfoNCEConfig(Strict):
@@ -16,6 +17,9 @@ class InfoNCEConfig(Strict):
     temperature: float = Field(0.05, gt=0)
     false_negative_margin: float | None = Field(None, ge=0)
     """Ignore a negative whose cosine exceeds the positive's by more than this (Qwen3-Embedding uses 0.1)."""
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Train the first so many dimensions of a vector as well, with equal weights (arXiv 2205.13147). The full size
+    must be among them. Empty: the full size alone."""
 
 
 class BCEConfig(Strict):
@@ -46,6 +50,8 @@ class EmbeddingTaskConfig(Strict):
     random_until: float = Field(0.0, ge=0, le=1)
     """Draw hard negatives at random for this share of the steps, from the mined list afterwards."""
     loss: InfoNCEConfig = InfoNCEConfig()
+    gradcache_rows: int | None = Field(None, ge=1)
+    """Texts computed at a time; the loss still sees the whole batch (GradCache, arXiv 2101.06983). Memory for time."""
 
 
 class RerankingTaskConfig(Strict):
@@ -83,11 +89,29 @@ class ProbeConfig(Strict):
     """Queries (and groups) a probe; split in halves for the within-task noise ceiling."""
 
 
+class StagedTrainingConfig(Strict):
+    """Of mode `joint_staged`: embedding first, reranking second, each stage with a warm-up of its own."""
+
+    stage1_epochs: float = Field(1.0, gt=0)
+    """In units of the embedding task's own steps: at 1 its exposure is that of its specialist."""
+    stage2_epochs: float = Field(1.0, gt=0)
+    """In units of the reranking task's own steps."""
+    stage1_lr: float = Field(1e-4, gt=0)
+    stage2_lr: float = Field(5e-5, gt=0)
+
+
 class TrainingConfig(Strict):
     embedding: EmbeddingTaskConfig
     reranking: RerankingTaskConfig
+    ranking_weight: float = Field(1.0, gt=0)
+    """Lambda of mode `joint_mixed`: L = L_embedding + lambda L_reranking."""
+    staged: StagedTrainingConfig = StagedTrainingConfig()
+    gradients: GradientConfig = SumConfig()
+    """How the gradients of the two tasks become one, in steps that have both (`joint_mixed`)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     probe: ProbeConfig = ProbeConfig()
+    routing_every: int = Field(10, ge=1)
+    """Steps of a task between two lines a layer in `routing.jsonl`."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two resumable checkpoints; only the last one is kept."""
     pad_to_multiple: int = Field(16, ge=1)

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from unimoer.errors import UserError
 from unimoer.evaluation import statistics
-from unimoer.evaluation.statistics import Array, Interval, SeedScores
+from unimoer.evaluation.statistics import Array, SeedScores
+from unimoer.experiments.cells import Sample, bounds, correct
 from unimoer.experiments.results import JOINT, SPECIALIST, UNTRAINED, Scores
 from unimoer.types import Task
 
@@ -97,8 +96,8 @@ def decide(
         tasks[task] = _compare(systems, means, names, criterion, seeds, seed)
         for name in names:
             datasets.setdefault(name, {})[task] = _compare(systems, means, [name], criterion, seeds, seed)
-    _correct(list(tasks.values()))
-    _correct([cell for by_task in datasets.values() for cell in by_task.values()])
+    correct(list(tasks.values()))
+    correct([cell for by_task in datasets.values() for cell in by_task.values()])
 
     reasons = _preliminary_reasons(tasks, len(seeds))
     regions = {task: found["tir"]["region"] for task, found in tasks.items()}
@@ -154,52 +153,25 @@ def _compare(
     resampling_seed: int,
 ) -> dict[str, Any]:
     """One row of the verdict: the macro average over `names`, which may be a single data set."""
-    chosen = {role: {name: scores[name] for name in names} for role, scores in systems.items()}
-    replicate = {role: statistics.macro({name: found[name] for name in names}) for role, found in means.items()}
-    by_seed = {role: _macro_by_seed(scores) for role, scores in chosen.items()}
-    ratios = statistics.tir(by_seed["specialist"], by_seed["joint"])
-
-    def interval(estimate: float, values: Array) -> Interval:
-        return statistics.percentile_interval(estimate, values, len(seeds))
-
-    ratio = interval(float(ratios.mean()), statistics.tir(replicate["specialist"], replicate["joint"]))
-    gain = interval(
-        float((by_seed["specialist"] - by_seed["untrained"]).mean()), replicate["specialist"] - replicate["untrained"]
-    )
-    difference = interval(
-        float((by_seed["specialist"] - by_seed["joint"]).mean()), replicate["specialist"] - replicate["joint"]
-    )
-    found: dict[str, Any] = {
-        role: {
-            "mean": float(values.mean()),
-            "std": _std(values),
-            "ci95": _bounds(interval(0.0, replicate[role])),
-            "per_seed": _per_seed(values, seeds),
-        }
-        for role, values in by_seed.items()
-    }
+    samples = {role: Sample.of(scores, means[role], names) for role, scores in systems.items()}
+    specialist, joint = samples["specialist"], samples["joint"]
+    ratio = joint.tir(specialist)
+    gain, difference = specialist - samples["untrained"], specialist - joint
+    interval, gained = ratio.interval(), gain.interval()
+    found: dict[str, Any] = {role: sample.cell(seeds) for role, sample in samples.items()}
     found["tir"] = {
-        "mean": _number(ratio.estimate),
-        "std": _std(ratios),
-        "ci95": _bounds(ratio),
-        "per_seed": _per_seed(ratios, seeds),
-        "region": criterion.region(ratio.low, ratio.high),
-        "resampled": ratio.resampled,
+        **ratio.cell(seeds),
+        "region": criterion.region(interval.low, interval.high),
+        "resampled": interval.resampled,
     }
-    found["difference"] = {"mean": difference.estimate, "ci95": _bounds(difference)}
-    found["gain"] = {"mean": gain.estimate, "ci95": _bounds(gain)}
+    found["difference"] = {"mean": difference.mean, "ci95": bounds(difference.interval())}
+    found["gain"] = {"mean": gain.mean, "ci95": bounds(gained)}
+    chosen = {role: {name: scores[name] for name in names} for role, scores in systems.items()}
     found["p_value"] = statistics.sign_flip_test(chosen["specialist"], chosen["joint"], seed=resampling_seed)
     # Interference is a share of what was learned on top of the base: with nothing learned there is nothing to lose.
-    found["status"] = "ok" if gain.low > 0.0 else "underpowered"
+    found["status"] = "ok" if gained.low > 0.0 else "underpowered"
     found["queries"] = sum(scores.shape[1] for scores in chosen["specialist"].values())
     return found
-
-
-def _correct(cells: Sequence[dict[str, Any]]) -> None:
-    p_values = [cell["p_value"] for cell in cells]
-    adjusted = zip(cells, statistics.holm(p_values), statistics.bonferroni(p_values), strict=True)
-    for cell, step_down, single_step in adjusted:
-        cell["p_holm"], cell["p_bonferroni"] = step_down, single_step
 
 
 def _preliminary_reasons(tasks: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
@@ -248,25 +220,3 @@ def _conflict_means(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "magnitude_similarity": mean("magnitude_similarity"),
         "measurements": len(lines),
     }
-
-
-def _macro_by_seed(scores: SeedScores) -> Array:
-    """Macro average over data sets for each seed, `[seeds]`."""
-    return np.mean([scores[name].mean(axis=1) for name in sorted(scores)], axis=0)
-
-
-def _std(values: Array) -> float | None:
-    """Sample standard deviation over seeds; None for a single seed, whose spread is unknown rather than zero."""
-    return _number(float(np.std(values, ddof=1))) if len(values) > 1 else None
-
-
-def _per_seed(values: Array, seeds: Sequence[int]) -> dict[str, float | None]:
-    return {str(seed): _number(float(value)) for seed, value in zip(seeds, values, strict=True)}
-
-
-def _bounds(interval: Interval) -> list[float | None]:
-    return [_number(interval.low), _number(interval.high)]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unimoer.config import ExperimentConfig
+from unimoer.config import SHARED, ExperimentConfig
 from unimoer.data.prepare import PreparedDomain
+from unimoer.experiments.arms import arm_settings, count_parameters
 from unimoer.types import Task, TrainingMode
 
 UNTRAINED = "untrained"
@@ -23,11 +24,8 @@ class PlannedRun:
     folder: str
     tasks: tuple[Task, ...]
     """What it is evaluated on."""
-
-    @property
-    def mode(self) -> TrainingMode | None:
-        """What to train; None for a reference."""
-        return None if self.arm in (UNTRAINED, BM25) else TrainingMode(self.arm)
+    mode: TrainingMode | None = None
+    """What to train; None for a reference."""
 
 
 def plan_runs(config: ExperimentConfig) -> list[PlannedRun]:
@@ -38,26 +36,62 @@ def plan_runs(config: ExperimentConfig) -> list[PlannedRun]:
     """
     references = [plan_run(config, BM25, 0, tuple(Task))]
     for number, seed in enumerate(config.seeds):
-        seeded = config.model.reranking.head == "linear"
+        seeded = config.model.reranking.head != "yes_no"
         if number == 0 or seeded:
             references.append(plan_run(config, UNTRAINED, seed, tuple(Task) if number == 0 else (Task.RERANKING,)))
-    return references + [plan_run(config, arm.value, seed, arm.tasks) for seed in config.seeds for arm in config.arms]
+    return references + [plan_arm(config, arm, seed) for seed in config.seeds for arm in config.arms]
 
 
-def plan_run(config: ExperimentConfig, arm: str, seed: int, tasks: tuple[Task, ...]) -> PlannedRun:
+def plan_run(
+    config: ExperimentConfig, arm: str, seed: int, tasks: tuple[Task, ...], mode: TrainingMode | None = None
+) -> PlannedRun:
     """One run, in the folder that its arm, seed and configuration name."""
-    return PlannedRun(arm, seed, f"{arm}-s{seed}-{config.run_hash(arm, seed)}", tasks)
+    return PlannedRun(arm, seed, f"{arm}-s{seed}-{config.run_hash(arm, seed)}", tasks, mode)
+
+
+def plan_arm(config: ExperimentConfig, arm: str, seed: int) -> PlannedRun:
+    """The run of one arm, evaluated on the tasks that it trains."""
+    mode = config.arm(arm).mode
+    return plan_run(config, arm, seed, mode.tasks, mode)
+
+
+def describe_arms(config: ExperimentConfig) -> dict[str, Any]:
+    """What each arm is: mode, router, ranks of its experts, trainable adapter and router parameters, steps.
+
+    Raises:
+        UserError: no ranks give an arm the size of the others.
+    """
+    found: dict[str, Any] = {}
+    for name in config.arms:
+        settings, model = arm_settings(config, name)
+        router = model.adapter.router
+        mode = config.arm(name).mode
+        found[name] = {
+            "mode": mode.value,
+            "router": None if router is None else router.type,
+            "granularity": getattr(router, "granularity", None),
+            "experts": model.adapter.experts or {SHARED: model.adapter.rank},
+            "gradients": settings.training.gradients.type,
+            **count_parameters(model),
+            "steps": {task.value: settings.steps(mode, task) for task in mode.tasks},
+        }
+    return found
 
 
 def describe(
-    config: ExperimentConfig, runs: list[PlannedRun], domains: Mapping[str, PreparedDomain], *, command: str
+    config: ExperimentConfig,
+    runs: list[PlannedRun],
+    domains: Mapping[str, PreparedDomain],
+    arms: Mapping[str, Any],
+    *,
+    command: str,
 ) -> dict[str, Any]:
-    """The content of `plan.json`."""
+    """The content of `plan.json`; `arms` as `describe_arms` gives them."""
     return {
         "name": config.name,
         "command": command,
         "seeds": list(config.seeds),
-        "arms": [arm.value for arm in config.arms],
+        "arms": list(config.arms),
         "budget": config.budget,
         "criterion": {
             "metric": config.criterion.metric,
@@ -66,7 +100,7 @@ def describe(
         },
         "bootstrap": config.evaluation.bootstrap,
         "rerank_depth": config.evaluation.rerank_depth,
-        "steps": {arm.value: {task.value: config.steps(arm, task) for task in arm.tasks} for arm in config.arms},
+        "arm_settings": dict(arms),
         "datasets": {
             name: {
                 "source": domain.config.source,

@@ -113,6 +113,22 @@ class Experiment:
     def seeds(self) -> list[int]:
         return [int(seed) for seed in self.plan["seeds"]]
 
+    @property
+    def arm_settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each arm is, by name; empty for plans from before arms had settings."""
+        found: Mapping[str, Mapping[str, Any]] = self.plan.get("arm_settings") or {}
+        return found
+
+    @property
+    def joint_arms(self) -> list[str]:
+        """Arms beside `joint_single` that serve both tasks, in the plan's order."""
+        scored = {(arm, task) for arm, _, _, task in self.scores.per_query}
+        usual = {*SPECIALIST.values(), JOINT}
+        return [arm for arm in self.plan["arms"] if arm not in usual and all((arm, task) in scored for task in Task)]
+
+    def arm_runs(self, arm: str) -> list[RunFolder]:
+        return [run for run in self.runs if run.arm == arm]
+
 
 def read_experiment(folder: Path) -> Experiment:
     """Read everything that the decision and the report need. Nothing is recomputed and nothing is guessed.

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import yaml
 
-from unimoer.config import ExperimentConfig
+from unimoer.config import ExperimentConfig, SimilarityConfig
 from unimoer.data.collate import Collator
 from unimoer.data.prepare import PreparedDomain, training_examples
 from unimoer.data.sampling import SamplerConfig, TaskSampler
 from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import rank, write_evaluation
+from unimoer.experiments.arms import arm_settings
 from unimoer.experiments.plan import BM25, PlannedRun
 from unimoer.experiments.progress import Progress
 from unimoer.files import read_json, write_json, write_text
@@ -30,6 +31,7 @@ from unimoer.provenance import environment
 from unimoer.tracking import JsonlWriter, Tracker
 from unimoer.training.conflict import ConflictProbe
 from unimoer.training.loop import train
+from unimoer.training.pilots import Examples, fit_pilots, hold_out
 from unimoer.training.state import Counters
 from unimoer.types import Task, TrainingMode
 
@@ -65,22 +67,24 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def build_samplers(context: RunContext, arm: TrainingMode, seed: int) -> dict[Task, TaskSampler]:
-    """One stream for each task of the arm: the same for every arm of a seed."""
+def build_samplers(
+    context: RunContext, mode: TrainingMode, seed: int, examples: Examples | None = None
+) -> dict[Task, TaskSampler]:
+    """One stream for each task of a mode: the same for every arm of a seed, unless it gives its own `examples`."""
     settings = context.config.training
-    examples = training_examples(context.domains)
+    examples = training_examples(context.domains) if examples is None else examples
     documents = {name: sorted(context.domains[name].dataset.corpus) for name in examples}
     weights = {name: context.domains[name].config.weight for name in examples}
     samplers = {}
-    for task in arm.tasks:
+    for task in mode.tasks:
         wanted = settings.embedding if task is Task.EMBEDDING else settings.reranking
-        batches = context.config.steps(arm, task) * settings.optimizer.accumulation
+        batches = context.config.steps(mode, task) * settings.optimizer.accumulation
         sampler = SamplerConfig(wanted.batch_size, wanted.negatives, round(wanted.random_until * batches))
         samplers[task] = TaskSampler(task, examples, documents, weights, sampler, seed)
     return samplers
 
 
-def build_probe(context: RunContext, arm: TrainingMode, seed: int, collator: Collator, folder: Path) -> ConflictProbe:
+def build_probe(context: RunContext, mode: TrainingMode, seed: int, collator: Collator, folder: Path) -> ConflictProbe:
     """The gradient probe of a joint run, on groups with mined negatives."""
     settings = context.config.training
     examples = training_examples(context.domains)
@@ -96,7 +100,7 @@ def build_probe(context: RunContext, arm: TrainingMode, seed: int, collator: Col
             SamplerConfig(settings.probe.batch_size, negatives[task], 0),
             seed + PROBE_SEED_OFFSET,
         )
-        for task in arm.tasks
+        for task in mode.tasks
     }
     return ConflictProbe(settings.probe.every, samplers, collator, JsonlWriter(folder / "gradient_conflicts.jsonl"))
 
@@ -121,18 +125,18 @@ class _StepReport:
         self.progress.update(self.title, f"step {step}/{total} {detail}")
 
 
-def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: UnifiedModel, folder: Path) -> None:
+def train_run(context: RunContext, run: PlannedRun, mode: TrainingMode, model: UnifiedModel, folder: Path) -> None:
     """Train to the end, or do nothing if `checkpoints/final` is there."""
     final = folder / "checkpoints" / "final"
     clock = context.progress.clock
-    steps = {task: context.config.steps(arm, task) for task in arm.tasks}
+    config = context.config
+    steps = {task: config.steps(mode, task) for task in mode.tasks}
     if final.exists():
         load_weights(model, load_tensors(final / "adapter.safetensors"), final / "adapter.safetensors")
         for task, count in steps.items():
             clock.skip(f"train {task}", count)
         _drop_steps(folder)
         return
-    config = context.config
     collator = Collator(
         model.prompter,
         {name: domain.dataset for name, domain in context.domains.items()},
@@ -140,25 +144,34 @@ def train_run(context: RunContext, run: PlannedRun, arm: TrainingMode, model: Un
         padding=config.model.padding,
         multiple=config.training.pad_to_multiple,
     )
-    joint = len(arm.tasks) > 1 and config.training.probe.every > 0
-    probe = build_probe(context, arm, run.seed, collator, folder) if joint else None
+    joint = len(mode.tasks) > 1 and config.training.probe.every > 0
+    probe = build_probe(context, mode, run.seed, collator, folder) if joint else None
+    examples: Examples = training_examples(context.domains)
+    held_out: Examples = {}
+    router = model.config.adapter.router
+    if isinstance(router, SimilarityConfig):
+        examples, held_out = hold_out(examples, router.pilot_queries)
     tracker = Tracker(folder, config.trackers)
     torch.manual_seed(run.seed)
     try:
         counters = train(
             config,
-            arm,
+            mode,
             model,
-            build_samplers(context, arm, run.seed),
+            build_samplers(context, mode, run.seed, examples),
             collator,
             folder,
             tracker=tracker,
             probe=probe,
             progress=_StepReport(context.progress, f"{run.arm} seed {run.seed}: training"),
+            warn=lambda message: context.progress.note(f"{run.arm} seed {run.seed}, {message}"),
         )
     finally:
         tracker.close()
-    write_json(folder / "training.json", training_summary(context, arm, model, counters))
+    if held_out:
+        context.progress.update(f"{run.arm} seed {run.seed}", "fitting pilots")
+        fit_pilots(model, held_out, collator, config.training, run.seed)
+    write_json(folder / "training.json", training_summary(context, mode, model, counters))
     save_model(model, final)
     _drop_steps(folder)
 
@@ -170,9 +183,11 @@ def _drop_steps(folder: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def training_summary(context: RunContext, arm: TrainingMode, model: UnifiedModel, counters: Counters) -> dict[str, Any]:
+def training_summary(
+    context: RunContext, mode: TrainingMode, model: UnifiedModel, counters: Counters
+) -> dict[str, Any]:
     """What training took; part of the run's status."""
-    task = arm.tasks[0] if len(arm.tasks) == 1 else None
+    task = mode.tasks[0] if len(mode.tasks) == 1 else None
     return {
         "steps": counters.step,
         "tokens": counters.tokens,
@@ -269,9 +284,10 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
     model = None
     if run.arm != BM25:
         context.progress.update(f"{run.arm} seed {run.seed}", "loading the model")
-        model = UnifiedModel(config.model, context.device, seed=run.seed)
+        settings, described = (config, config.model) if run.mode is None else arm_settings(config, run.arm)
+        model = UnifiedModel(described, context.device, seed=run.seed)
     if run.mode is not None and model is not None:
-        train_run(context, run, run.mode, model, folder)
+        train_run(replace(context, config=settings), run, run.mode, model, folder)
         status |= read_json(folder / "training.json")
     status["eval_seconds"] = evaluate_domains(context, run, model, folder)
     write_json(folder / "status.json", {**status, "state": "done", "peak_memory_mb": peak_memory_mb(context.device)})

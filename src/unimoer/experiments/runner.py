@@ -15,7 +15,7 @@ from rich.console import Console
 from unimoer.config import ExperimentConfig
 from unimoer.data.prepare import prepare
 from unimoer.errors import UserError
-from unimoer.experiments.plan import BM25, PlannedRun, describe, plan_run, plan_runs
+from unimoer.experiments.plan import BM25, PlannedRun, describe, describe_arms, plan_arm, plan_runs
 from unimoer.experiments.progress import Progress
 from unimoer.experiments.run import RunContext, check_same_run, execute, is_done
 from unimoer.experiments.summary import write_results
@@ -68,12 +68,14 @@ def run_experiment(
         UserError: the folder is in use, the data or the model is wrong, or training diverged.
     """
     with locked(folder):
+        # Before anything that takes time: an arm may be impossible.
+        arms = describe_arms(config)
         runs = plan_runs(config)
         todo = [run for run in runs if not is_done(folder / "runs" / run.folder)]
         with Progress(console, workload(config, todo)) as progress:
             progress.update("preparing data", ", ".join(config.data.domains))
             domains = prepare(config.data, depth=config.evaluation.rerank_depth)
-            write_json(folder / "plan.json", describe(config, runs, domains, command=command))
+            write_json(folder / "plan.json", describe(config, runs, domains, arms, command=command))
             if len(todo) < len(runs):
                 progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
             context = RunContext(config, domains, device, progress)
@@ -88,8 +90,7 @@ def run_experiment(
 
 def run_single(config: ExperimentConfig, output: Path | None, *, device: torch.device, console: Console) -> Path:
     """Train and evaluate the one run of a configuration with one arm and one seed; returns its folder."""
-    arm = config.arms[0]
-    run = plan_run(config, arm.value, config.seeds[0], arm.tasks)
+    run = plan_arm(config, config.arms[0], config.seeds[0])
     folder = output or Path("runs") / run.folder
     with locked(folder):
         if is_done(folder):

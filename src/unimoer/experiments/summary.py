@@ -12,7 +12,9 @@ import numpy as np
 from unimoer.errors import UserError
 from unimoer.evaluation import statistics
 from unimoer.evaluation.metrics import mean
+from unimoer.experiments.costs import describe_costs
 from unimoer.experiments.interference import Criterion, decide
+from unimoer.experiments.recovery import recover
 from unimoer.experiments.results import (
     BM25,
     JOINT,
@@ -22,6 +24,7 @@ from unimoer.experiments.results import (
     read_experiment,
     read_log,
 )
+from unimoer.experiments.routing_summary import summarise_routing
 from unimoer.files import write_json
 from unimoer.types import Task
 
@@ -52,13 +55,19 @@ def summarise(experiment: Experiment, criterion: Criterion, replicates: int = st
 
     Scores lie at `scores[task]["macro" or "datasets"][data set][arm]`, each with means of all metrics, their standard
     deviation over seeds, and the 95% interval of the criterion's metric over queries (and seeds, where there are some).
+    `recovery` is None where no arm but `joint_single` serves both tasks; `routing` has the arms whose routers weigh
+    their experts.
     """
+    routing = {arm: summarise_routing(experiment.arm_runs(arm)) for arm in experiment.plan["arms"]}
     return {
         **{key: experiment.plan.get(key) for key in _PLAN_FIELDS},
         "datasets": _datasets(experiment),
         "scores": {str(task): _scores(experiment, task, criterion.metric, replicates) for task in Task},
         "ceilings": _ceilings(experiment, criterion.metric),
         "runs": [_run(run) for run in experiment.runs],
+        "arm_details": describe_costs(experiment),
+        "recovery": _recovery(experiment, criterion.metric, replicates),
+        "routing": {arm: found for arm, found in routing.items() if found is not None},
         "provenance": _provenance(experiment),
     }
 
@@ -102,6 +111,12 @@ def _cell(by_seed: Mapping[int, Mapping[str, float]], resampled: statistics.Arra
 
 def _average(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _recovery(experiment: Experiment, metric: str, replicates: int) -> dict[str, Any] | None:
+    arms = experiment.joint_arms
+    routers = {arm: settings.get("router") for arm, settings in experiment.arm_settings.items()}
+    return recover(experiment.scores, arms, routers, metric, experiment.seeds, replicates) if arms else None
 
 
 def _ceilings(experiment: Experiment, metric: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,3 +44,49 @@ def infonce(
             "masked_negatives": masked.float().sum(1).mean().item(),
         }
     return loss, metrics
+
+
+def matryoshka_infonce(
+    queries: Tensor,
+    documents: Tensor,
+    relevant: Tensor,
+    *,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    temperature: float,
+    false_negative_margin: float | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """`sum_m w_m InfoNCE(first m numbers of every vector)`, so that a truncated embedding is one that was trained.
+
+    Kusupati et al., NeurIPS 2022, arXiv 2205.13147, equation 1. The truncated vectors are brought to unit length
+    again, as they are in use; each dimension masks false negatives by its own cosines. It is a sum: more dimensions
+    make a larger loss next to that of another task. The metrics are those of the full dimension, and the loss of
+    every dimension as `infonce_<m>`.
+
+    Args:
+        queries: `[Q, d]`, unit length, float32.
+        documents: `[D, d]`, unit length, D >= Q.
+        relevant: `[Q, D]`, true where a document is judged relevant.
+        dims: different numbers from 1 to d, d among them.
+        weights: of each dimension; 1 when empty.
+
+    Raises:
+        ValueError: the dimensions do not fit the vectors, or the weights not the dimensions.
+    """
+    full = queries.shape[1]
+    if full not in dims or len(set(dims)) != len(dims) or not all(1 <= dim <= full for dim in dims):
+        raise ValueError(f"matryoshka dimensions {list(dims)}: must differ, lie in 1..{full} and include {full}")
+    losses: list[Tensor] = []
+    metrics: dict[str, float] = {}
+    for dim, weight in zip(dims, weights or [1.0] * len(dims), strict=True):
+        whole = dim == full
+        loss, terms = infonce(
+            queries if whole else F.normalize(queries[:, :dim], dim=-1),
+            documents if whole else F.normalize(documents[:, :dim], dim=-1),
+            relevant,
+            temperature=temperature,
+            false_negative_margin=false_negative_margin,
+        )
+        losses.append(weight * loss)
+        metrics |= (terms if whole else {}) | {f"infonce_{dim}": terms["infonce"]}
+    return torch.stack(losses).sum(), metrics

@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimoer.model.ops import lora_linear
+from unimoer.config import AdapterConfig, SimilarityConfig
+from unimoer.model.ops import Block, Layout, lora_linear
+from unimoer.model.routing import Routing
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a choice of experts is stacked."""
+
+    layout: Layout
+    scale: Tensor
+    """`[P*R]`; 0 for a rank that is not active."""
+    spread: Tensor
+    """`[units, P*R]`: carries the weight of an expert, times the gain, to all its ranks."""
 
 
 class MoELoRALinear(nn.Module):
     """`y = W0 x + s * sum_e w_e(x) B_e A_e x` for P projections of the same input.
 
-    The frozen weights are stacked into one `[sum d_out, d_in]` matrix. Every targeted projection p has E experts
-    of ranks `ranks`; with R their sum, `a [P*R, d_in]` holds all A and `b [sum d_out, R]` all B, whatever E is.
-    The routing weights `[..., E]` multiply the rank dimension between the two products; E = 1 without weights is
-    plain LoRA. A is Kaiming-uniform as in PEFT's LoRA, B is zero, so step 0 equals the base model.
+    The frozen weights are stacked into one `[sum d_out, d_in]` matrix. Expert e of rank r_e has one `a [P * r_e, d_in]`
+    and one `b [sum of the adapted d_out, r_e]`, so that it can be frozen, removed or skipped alone; for the products
+    the experts in use are stacked, and two of them do whatever E is: the routing weights multiply the rank dimension
+    between the two. One expert without weights is plain LoRA. A is Kaiming-uniform as in PEFT's LoRA, B is zero, so
+    step 0 equals the base model.
 
     Args:
         linears: projections by name, in the order of the output; all read the same input.
-        targets: names that get an adapter; the others stay as they are.
-        ranks: rank of each expert, by the expert's name.
-        alpha: the update is scaled by `alpha / rank`, per expert.
-        dropout: probability on the adapter's input while training.
+        config: targets, alpha, dropout and the gain of routing weights.
+        ranks: rank of each expert, by its name.
     """
 
-    scale: Tensor
-    expert_of_rank: Tensor
-
-    def __init__(
-        self,
-        linears: Mapping[str, nn.Linear],
-        *,
-        targets: Sequence[str],
-        ranks: Mapping[str, int],
-        alpha: float,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, linears: Mapping[str, nn.Linear], config: AdapterConfig, ranks: Mapping[str, int]) -> None:
         super().__init__()
         members = list(linears.values())
         self.names = list(linears)
         self.sizes = [linear.out_features for linear in members]
-        self.targets = [name for name in self.names if name in set(targets)]
-        self.ranks = dict(ranks)
-        self.dropout = dropout
+        self.targets = [name for name in self.names if name in set(config.targets)]
+        self.dropout = config.dropout
+        self.scale = config.alpha / config.rank
+        self.rank_wise = config.rank_wise
+        # A choice among whole experts is no average: its weights are 0 and 1 as they stand.
+        self.gain = 1.0 if isinstance(config.router, SimilarityConfig) else config.gain
         # Frozen parameters, not buffers: the gradient probe asks for their gradient.
         self.weight = nn.Parameter(torch.cat([m.weight.detach() for m in members]), requires_grad=False)
         biases = [m.bias for m in members]
@@ -54,55 +59,75 @@ class MoELoRALinear(nn.Module):
         if any(bias is not None for bias in biases):
             filled = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias.detach() for m in members]
             self.bias = nn.Parameter(torch.cat(filled), requires_grad=False)
-        device = self.weight.device
-        total, d_in = sum(self.ranks.values()), self.weight.shape[1]
-        self.a: nn.Parameter | None = None
-        self.b: nn.Parameter | None = None
-        if not self.targets:
-            return
-        self.a = nn.Parameter(torch.empty(len(self.targets) * total, d_in, device=device, dtype=torch.float32))
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
         target_rows = sum(size for name, size in zip(self.names, self.sizes, strict=True) if name in self.targets)
-        self.b = nn.Parameter(torch.zeros(target_rows, total, device=device, dtype=torch.float32))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-        self._layout = self._find_layout(total)
-        scale = torch.cat([torch.full((rank,), alpha / rank) for rank in self.ranks.values()])
-        self.register_buffer("scale", scale.to(device), persistent=False)
-        experts = torch.cat([torch.full((rank,), index) for index, rank in enumerate(self.ranks.values())])
-        self.register_buffer("expert_of_rank", experts.repeat(len(self.targets)).to(device), persistent=False)
+        for name, rank in ranks.items() if self.targets else ():
+            a = torch.empty(len(self.targets) * rank, self.weight.shape[1], device=self.weight.device)
+            # Each projection for itself, as if it stood alone: the bound depends on the input's width only.
+            self.a[name] = nn.Parameter(nn.init.kaiming_uniform_(a, a=math.sqrt(5)))
+            self.b[name] = nn.Parameter(torch.zeros(target_rows, rank, device=self.weight.device))
+        self.active = dict(ranks) if self.targets else {}
+        self._plans: dict[tuple[str, ...], _Plan] = {}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each expert, by its name."""
+        return {name: b.shape[1] for name, b in self.b.items()}
 
     def rows(self, name: str) -> slice:
         """Where projection `name` stands in the stacked output."""
         start = sum(self.sizes[: self.names.index(name)])
         return slice(start, start + self.sizes[self.names.index(name)])
 
-    def _find_layout(self, total: int) -> list[tuple[slice, slice, slice]]:
-        layout, start = [], 0
-        for index, name in enumerate(self.targets):
-            rows = self.rows(name)
-            size = rows.stop - rows.start
-            layout.append((rows, slice(start, start + size), slice(index * total, (index + 1) * total)))
-            start += size
-        return layout
-
-    def forward(self, x: Tensor, routing: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """`x [..., d_in] -> [..., sum d_out]`; `routing [..., E]`; `residual` is added to the output."""
-        if self.a is None or self.b is None:
+    def forward(self, x: Tensor, routing: Routing | None = None, residual: Tensor | None = None) -> Tensor:
+        """`x [..., d_in] -> [..., sum d_out]`; without `routing` all experts are added up; `residual` is added too."""
+        experts = tuple(self.a) if routing is None else tuple(name for name in routing.experts if name in self.a)
+        if not experts:
             y = F.linear(x, self.weight, self.bias)
             return y if residual is None else y + residual
-        dropped = F.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
-        per_rank = None if routing is None else routing[..., self.expert_of_rank]
+        plan = self._plan(experts)
+        weights = None
+        if routing is not None and routing.weights is not None:
+            # A product, not an index: its backward is one too, and needs no scattered sum.
+            weights = routing.weights @ plan.spread
         return lora_linear(
             x,
             self.weight,
-            self.a,
-            self.b,
-            self.scale,
-            self._layout,
+            [self.a[name] for name in experts],
+            [self.b[name] for name in experts],
+            plan.scale,
+            plan.layout,
             bias=self.bias,
-            x_adapter=dropped,
-            routing=per_rank,
+            x_adapter=F.dropout(x, self.dropout) if self.training and self.dropout > 0 else None,
+            routing=weights,
             residual=residual,
         )
+
+    @torch.inference_mode(False)
+    def _plan(self, experts: tuple[str, ...]) -> _Plan:
+        if experts in self._plans:
+            return self._plans[experts]
+        layout: list[Block] = []
+        units: list[int] = []
+        active: list[bool] = []
+        unit = 0
+        for index, expert in enumerate(experts):
+            rank, start = self.ranks[expert], 0
+            for name in self.targets:
+                rows = self.rows(name)
+                size = rows.stop - rows.start
+                columns = slice(len(units), len(units) + rank)
+                layout.append(Block(index, slice(start, start + size), rows, columns))
+                start += size
+                units += [unit + place if self.rank_wise else unit for place in range(rank)]
+                active += [place < self.active[expert] for place in range(rank)]
+            unit += rank if self.rank_wise else 1
+        device = self.weight.device
+        gain = unit if self.gain is None else self.gain
+        spread = F.one_hot(torch.tensor(units, device=device), unit).t().float() * gain
+        plan = _Plan(layout, torch.tensor(active, device=device) * self.scale, spread)
+        self._plans[experts] = plan
+        return plan
 
     def lora(self, name: str, expert: str) -> tuple[Tensor, Tensor, float]:
         """One projection's expert: `A [r, d_in]`, `B [d_out, r]` (views) and the scale s of its update `s B A`.
@@ -110,10 +135,45 @@ class MoELoRALinear(nn.Module):
         Raises:
             KeyError: the projection or the expert is not there.
         """
-        if self.a is None or self.b is None or name not in self.targets:
-            raise KeyError(f"projection {name!r} has no adapter; adapted: {self.targets}")
-        start = sum(list(self.ranks.values())[: list(self.ranks).index(expert)])
-        ranks = slice(start, start + self.ranks[expert])
-        _, b_rows, columns = self._layout[self.targets.index(name)]
-        a_rows = slice(columns.start + ranks.start, columns.start + ranks.stop)
-        return self.a[a_rows], self.b[b_rows, ranks], float(self.scale[start])
+        if expert not in self.a or name not in self.targets:
+            raise KeyError(f"no expert {expert!r} on {name!r}; adapted: {self.targets}, experts: {list(self.a)}")
+        place, rank = self.targets.index(name), self.ranks[expert]
+        block = self._plan((expert,)).layout[place]
+        return self.a[expert][place * rank : (place + 1) * rank], self.b[expert][block.b_rows], self.scale
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold the only expert into the frozen weights, for inference: no product is left of it.
+
+        The sum is rounded to the base's precision, so outputs differ by that rounding.
+
+        Raises:
+            ValueError: there are several experts, and which of them counts is not known here.
+        """
+        if len(self.a) > 1:
+            raise ValueError(f"{len(self.a)} experts cannot be merged into one matrix")
+        for expert, active in list(self.active.items()):
+            for name in self.targets:
+                a, b, scale = self.lora(name, expert)
+                rows = self.weight[self.rows(name)]
+                rows.copy_(torch.addmm(rows.float(), b[:, :active].float(), a[:active].float(), alpha=scale))
+            self.remove(expert)
+
+    def remove(self, expert: str) -> None:
+        """Take an expert out for good; what it added to the output is gone."""
+        del self.a[expert], self.b[expert], self.active[expert]
+        self._plans.clear()
+
+    def set_active(self, expert: str, ranks: int) -> None:
+        """Use only the first `ranks` ranks of an expert (after DR-LoRA, arXiv 2601.04823).
+
+        A rank that is not active neither adds to the output nor gets a gradient. The scale of the others stays, so
+        growing an expert changes nothing until the new ranks have learned: their B is zero.
+
+        Raises:
+            ValueError: the expert has fewer ranks.
+        """
+        if not 0 <= ranks <= self.ranks[expert]:
+            raise ValueError(f"expert {expert!r} has {self.ranks[expert]} ranks, not {ranks}")
+        self.active[expert] = ranks
+        self._plans.clear()

@@ -141,6 +141,22 @@ def _from_pretrained(location: str, **settings: Any) -> tuple[PreTrainedModel, d
     return loaded
 
 
+def read_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The architecture alone, cut to the configured layers.
+
+    Raises:
+        UserError: the model is missing or unreachable, or has too few layers.
+    """
+    location = _locate(config.base)
+    try:
+        with _quiet():
+            found = AutoConfig.from_pretrained(location, revision=config.revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.base: {config.base} cannot be loaded from a folder or the hub: {reason}") from error
+    return _first_layers(found, config.layers)
+
+
 def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen decoder with its LM head, and its tokenizer with a padding token.
 

@@ -72,7 +72,7 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
     if not all(math.isfinite(value) for value in (*golden["embedding"], golden["score"])):
         raise UserError(f"{folder}: the trained model returns no numbers: training diverged; lower the learning rate")
     with new_folder(folder) as temporary:
-        save_tensors(model.trainable(), temporary / "adapter.safetensors")
+        save_tensors(model.state(), temporary / "adapter.safetensors")
         description = {
             "format": FORMAT,
             "unimoer": __version__,
@@ -82,17 +82,21 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
             "eos_token": model.tokenizer.eos_token,
             "golden": golden,
         }
+        if model.active_ranks:
+            description["active_ranks"] = model.active_ranks
         write_json(temporary / "unimoer.json", description)
     model.train(was_training)
 
 
 def load_weights(model: UnifiedModel, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Copy tensors into the trainable parameters; every name and shape must match, none may be left over.
+    """Copy tensors into everything but the base; every name and shape must match, none may be left over.
 
     Raises:
         UserError: a key is missing, unexpected, or of another shape.
     """
-    wanted = model.trainable()
+    if model.pilots is not None:
+        model.pilots.make_room(tensors)
+    wanted = model.state()
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which the model has not"
@@ -119,13 +123,15 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
         expected = description["base_fingerprint"]
         raise UserError(f"{folder}: made on another base model: {expected}, but {model.config.base} is {found}")
     load_weights(model, load_tensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
+    for expert, ranks in description["active_ranks"].items():
+        model.grow_expert(expert, ranks)
     if verify:
         _verify(model, description["golden"], folder)
     return model
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`unimoer.json` of a checkpoint, with `model` as a checked `ModelConfig`.
+    """`unimoer.json` of a checkpoint, with `model` as a checked `ModelConfig` and all fields present.
 
     Raises:
         UserError: it is missing, broken, of another format, or lacks a field.
@@ -138,7 +144,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     for field in ("model", "base_fingerprint", "golden"):
         if field not in description:
             raise UserError(f"{path}: lacks '{field}'")
-    return {**description, "model": parse_model(description["model"], str(path))}
+    active = description.get("active_ranks", {})
+    if not isinstance(active, dict) or not all(isinstance(ranks, int) for ranks in active.values()):
+        raise UserError(f"{path}: 'active_ranks' is no number of ranks by expert")
+    return {**description, "active_ranks": active, "model": parse_model(description["model"], str(path))}
 
 
 def _verify(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,6 @@ in place of its linear layers. A test holds both to the outputs of `transformers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from unimoer.config import AdapterConfig
-from unimoer.config.model import ALL_PROJECTIONS
+from unimoer.config import ALL_PROJECTIONS, AdapterConfig
 from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.ops import attention, rms_norm, split_heads, swiglu
+from unimoer.model.packing import Packing
+from unimoer.model.routers import RouterFactory
+from unimoer.model.routing import Routing, RoutingContext, RoutingTrace
 from unimoer.types import TokenBatch
 
 FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -42,48 +43,88 @@ def attention_mask(batch: TokenBatch, *, causal: bool) -> Tensor:
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float16).min)
 
 
-def _fuse(parent: nn.Module, names: Sequence[str], adapter: AdapterConfig) -> MoELoRALinear:
-    """Replace the named linear layers of `parent` by one; the originals are dropped to free their memory."""
-    linears = {name: getattr(parent, name) for name in names}
-    fused = MoELoRALinear(
-        linears,
-        targets=adapter.targets,
-        ranks={"shared": adapter.rank},
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-    )
-    for name in names:
-        delattr(parent, name)
-    return fused
+Decisions = dict[str, Routing]
+"""Of one layer, by what they route: `layer`, or a group of projections."""
+
+
+def _own(parameter: nn.Parameter) -> nn.Parameter:
+    """A copy: a single weight that is left in the mapped file keeps every page of the file that was read resident."""
+    return nn.Parameter(parameter.detach().clone(), requires_grad=False)
 
 
 class FusedLayer(nn.Module):
     """One pre-norm decoder layer: attention, then SwiGLU, each added to the residual stream inside its last product."""
 
-    def __init__(self, layer: Any, adapter: AdapterConfig) -> None:
+    def __init__(self, layer: Any, adapter: AdapterConfig, index: int, factory: RouterFactory | None) -> None:
         super().__init__()
         source = layer.self_attn
         self.head_dim = int(source.head_dim)
         self.scale = float(source.scaling)
         self.eps = float(layer.input_layernorm.variance_epsilon)
-        self.qkv = _fuse(source, ("q_proj", "k_proj", "v_proj"), adapter)
-        self.heads, self.kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
-        self.o = _fuse(source, ("o_proj",), adapter)
-        self.gate_up = _fuse(layer.mlp, ("gate_proj", "up_proj"), adapter)
-        self.down = _fuse(layer.mlp, ("down_proj",), adapter)
-        self.attention_norm: nn.Parameter = layer.input_layernorm.weight
-        self.mlp_norm: nn.Parameter = layer.post_attention_layernorm.weight
-        self.q_norm: nn.Parameter | None = source.q_norm.weight if hasattr(source, "q_norm") else None
-        self.k_norm: nn.Parameter | None = source.k_norm.weight if hasattr(source, "k_norm") else None
+        ranks = adapter.ranks(index)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, routing: Tensor | None) -> Tensor:
-        qkv = self.qkv(rms_norm(x, self.attention_norm, self.eps), routing)
+        def fuse(parent: nn.Module, *names: str) -> MoELoRALinear:
+            # The originals are dropped: two copies of the weights would double the memory.
+            linears = {name: getattr(parent, name) for name in names}
+            for name in names:
+                delattr(parent, name)
+            return MoELoRALinear(linears, adapter, ranks)
+
+        self.qkv = fuse(source, "q_proj", "k_proj", "v_proj")
+        self.heads, self.kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
+        self.o = fuse(source, "o_proj")
+        self.gate_up = fuse(layer.mlp, "gate_proj", "up_proj")
+        self.down = fuse(layer.mlp, "down_proj")
+        self.attention_norm = _own(layer.input_layernorm.weight)
+        self.mlp_norm = _own(layer.post_attention_layernorm.weight)
+        self.q_norm = _own(source.q_norm.weight) if hasattr(source, "q_norm") else None
+        self.k_norm = _own(source.k_norm.weight) if hasattr(source, "k_norm") else None
+        self.routers = nn.ModuleDict()
+        if factory is not None:
+            groups = {"layer": self.qkv} if factory.config.scope == "layer" else self._groups()
+            for name, group in groups.items():
+                router = factory(tuple(ranks), len(adapter.owners(index)), group.weight.shape[1], index)
+                self.routers[name] = router.to(group.weight.device)
+
+    def _groups(self) -> dict[str, MoELoRALinear]:
+        groups = {"qkv": self.qkv, "o": self.o, "gate_up": self.gate_up, "down": self.down}
+        return {name: group for name, group in groups.items() if group.targets}
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        context: RoutingContext | None,
+        packing: Packing | None,
+    ) -> tuple[Tensor, Decisions]:
+        """`x [B, T, d]`, or `[1, N, d]` with a `packing`; attention and routers see `[B, T]` either way."""
+        decisions: Decisions = {}
+
+        def project(name: str, states: Tensor, residual: Tensor | None = None) -> Tensor:
+            group: MoELoRALinear = getattr(self, name)
+            if context is not None and context.bare:
+                return group(states, Routing(()), residual)
+            router = name if name in self.routers else "layer"
+            if context is not None and router in self.routers and router not in decisions:
+                whole = states if packing is None else packing.unpack(states)
+                decisions[router] = self.routers[router](whole, context)
+            decision = decisions.get(router)
+            if packing is not None and decision is not None and decision.weights is not None:
+                decision = Routing(decision.experts, packing.spread(decision.weights))
+            return group(states, decision, residual)
+
+        qkv = project("qkv", rms_norm(x, self.attention_norm, self.eps))
         if self.q_norm is not None and self.k_norm is not None:
             qkv = self._normalise_heads(qkv, self.q_norm, self.k_norm)
+        if packing is not None:
+            qkv = packing.unpack(qkv)
         query, key, value = split_heads(qkv, cos, sin, self.heads, self.kv_heads)
-        x = self.o(attention(query, key, value, mask, self.scale), routing, residual=x)
-        hidden = swiglu(self.gate_up(rms_norm(x, self.mlp_norm, self.eps), routing))
-        return self.down(hidden, routing, residual=x)
+        mixed = attention(query, key, value, mask, self.scale)
+        x = project("o", mixed if packing is None else packing.pack(mixed), x)
+        hidden = swiglu(project("gate_up", rms_norm(x, self.mlp_norm, self.eps)))
+        return project("down", hidden, x), decisions
 
     def _normalise_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Qwen3 normalises every query and key head before the rotation."""
@@ -103,26 +144,53 @@ class FusedDecoder(nn.Module):
             if target not in ALL_PROJECTIONS:
                 hint = did_you_mean(target, ALL_PROJECTIONS)
                 raise UserError(f"model.adapter.targets: no projection '{target}'{hint}")
-        self.embedding: nn.Parameter = body.embed_tokens.weight
-        self.layers = nn.ModuleList(FusedLayer(layer, adapter) for layer in body.layers)
-        self.norm: nn.Parameter = body.norm.weight
+        self.embedding = _own(body.embed_tokens.weight)
+        if adapter.layers not in (None, len(body.layers)):
+            raise UserError(
+                f"model.adapter.experts: ranks are listed for {adapter.layers} layers, the model has {len(body.layers)}"
+            )
+        factory = None if adapter.router is None else RouterFactory(adapter.router, len(body.layers))
+        self.layers = nn.ModuleList(
+            FusedLayer(layer, adapter, index, factory) for index, layer in enumerate(body.layers)
+        )
+        self.norm = _own(body.norm.weight)
         self.eps = float(body.norm.variance_epsilon)
         self.rotary_embedding: nn.Module = body.rotary_emb
         self.checkpointing = checkpointing
 
-    def forward(self, batch: TokenBatch, *, causal: bool = True, routing: Tensor | None = None) -> Tensor:
-        """`[B, T] -> [B, T, d]`, after the final norm, in the base model's dtype."""
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        causal: bool = True,
+        context: RoutingContext | None = None,
+        trace: RoutingTrace | None = None,
+    ) -> Tensor:
+        """`[B, T] -> [B, T, d]`, after the final norm, in the base model's dtype.
+
+        Without a `context` all experts are added up; `trace` is told every decision.
+        """
+        packing = Packing.of(batch.attention_mask)
         x = F.embedding(batch.input_ids, self.embedding)
         cos, sin = self.rotary_embedding(x, batch.position_ids)
         half = cos.shape[-1] // 2
         cos, sin = cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous()
         mask = attention_mask(batch, causal=causal)
-        for layer in self.layers:
+        if trace is not None:
+            trace.context = context
+        if packing is not None:
+            x = packing.pack(x)
+        for index, layer in enumerate(self.layers):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, mask, routing, use_reentrant=False)
+                x, decisions = checkpoint(layer, x, cos, sin, mask, context, packing, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, routing)
-        return rms_norm(x, self.norm, self.eps)
+                x, decisions = layer(x, cos, sin, mask, context, packing)
+            if trace is not None:
+                # Outside of the layer: a checkpointed one runs twice.
+                for name, decision in decisions.items():
+                    trace.decisions[str(index) if name == "layer" else f"{index}.{name}"] = decision
+        states = rms_norm(x, self.norm, self.eps)
+        return states if packing is None else packing.unpack(states)
 
 
 class HostedDecoder(nn.Module):
@@ -131,21 +199,21 @@ class HostedDecoder(nn.Module):
     def __init__(self, model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.body: Any = model.base_model
+        if adapter.is_routed:
+            raise UserError(
+                f"model.adapter.router: {type(model).__name__} runs through its own code, which takes no routing; "
+                f"routed experts need one of the fused families: {', '.join(FUSED_FAMILIES)}"
+            )
+        if adapter.layers is not None:
+            raise UserError(
+                f"model.adapter.experts: {type(model).__name__} runs through its own code; ranks that differ by layer "
+                f"need one of the fused families: {', '.join(FUSED_FAMILIES)}"
+            )
         replaced: set[str] = set()
         for parent in list(self.body.modules()):
             for name, child in list(parent.named_children()):
                 if name in adapter.targets and isinstance(child, nn.Linear):
-                    setattr(
-                        parent,
-                        name,
-                        MoELoRALinear(
-                            {name: child},
-                            targets=adapter.targets,
-                            ranks={"shared": adapter.rank},
-                            alpha=adapter.alpha,
-                            dropout=adapter.dropout,
-                        ),
-                    )
+                    setattr(parent, name, MoELoRALinear({name: child}, adapter, adapter.ranks(0)))
                     replaced.add(name)
         unknown = set(adapter.targets) - replaced
         if unknown:
@@ -158,12 +226,18 @@ class HostedDecoder(nn.Module):
             # Checkpointed segments need an input that carries a gradient, and the embedding is frozen.
             model.enable_input_require_grads()
 
-    def forward(self, batch: TokenBatch, *, causal: bool = True, routing: Tensor | None = None) -> Tensor:
-        """`[B, T] -> [B, T, d]`."""
-        if not causal or routing is not None:
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        causal: bool = True,
+        context: RoutingContext | None = None,
+        trace: RoutingTrace | None = None,
+    ) -> Tensor:
+        """`[B, T] -> [B, T, d]`; there is one expert, and no `context` changes that."""
+        if not causal:
             raise UserError(
-                "bidirectional attention and routed experts need one of the fused families: "
-                + ", ".join(FUSED_FAMILIES)
+                "model: bidirectional attention needs one of the fused families: " + ", ".join(FUSED_FAMILIES)
             )
         return self.body(
             input_ids=batch.input_ids,

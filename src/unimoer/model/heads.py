@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -53,3 +54,20 @@ class LinearHead(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """`[B, d] -> [B]`."""
         return self.projection(state).squeeze(-1)
+
+
+class MLPHead(nn.Module):
+    """A learned network of one hidden layer, as wide as half the state."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width // 2, device=device, dtype=torch.float32)
+        self.projection = nn.Linear(width // 2, 1, device=device, dtype=torch.float32)
+        nn.init.normal_(self.hidden.weight, std=width**-0.5)
+        nn.init.normal_(self.projection.weight, std=(width // 2) ** -0.5)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[B, d] -> [B]`."""
+        return self.projection(F.gelu(self.hidden(state))).squeeze(-1)

@@ -13,6 +13,7 @@ factorisation of the adapter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +49,10 @@ class _RMSNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation of the last dimension, times `weight`."""
     if x.device.type == "cpu":
+        if not torch.is_grad_enabled():
+            x32 = x.float()
+            norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+            return (x32 * torch.rsqrt(norm * norm / x.shape[-1] + eps)).to(x.dtype).mul_(weight)
         return _RMSNorm.apply(x, weight, eps)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
@@ -74,6 +79,9 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` for `gate_up = [gate | up]`, `[..., 2 * width] -> [..., width]`."""
+    if not torch.is_grad_enabled():
+        width = gate_up.shape[-1] // 2
+        return F.silu(gate_up[..., :width]).mul_(gate_up[..., width:])
     return _SwiGLU.apply(gate_up)
 
 
@@ -180,21 +188,32 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: fl
     return out.permute(0, 3, 1, 2, 4).flatten(2)
 
 
-Layout = Sequence[tuple[slice, slice, slice]]
-"""For each adapted projection of a stack: its rows of the output, its rows of `b`, its columns of the hidden ranks."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One adapted projection's part of one expert in the stacked products."""
+
+    expert: int
+    b_rows: slice
+    """In the expert's B."""
+    out_rows: slice
+    """In the stacked output."""
+    columns: slice
+    """Among the hidden ranks."""
 
 
-def _stacked(b: Tensor, scale: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> Tensor:
-    """`[target rows, R] -> [rows, P*R]`: each projection's rows see only its own ranks.
+Layout = Sequence[Block]
 
-    One wide product beats P narrow ones: at these ranks a product costs a pass over its output.
+
+def _stack_b(b: Sequence[Tensor], scale: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> Tensor:
+    """Every expert's `[target rows, r]` -> `[rows, P*R]`: each projection's rows see only its own ranks.
+
+    One wide product beats P * E narrow ones: at these ranks a product costs a pass over its output.
     """
-    scaled = (b * scale).to(dtype)
-    if len(layout) == 1 and len(b) == rows:
-        return scaled
-    stacked = torch.zeros(rows, len(layout) * b.shape[1], dtype=dtype, device=b.device)
-    for out_rows, b_rows, columns in layout:
-        stacked[out_rows, columns] = scaled[b_rows]
+    if len(layout) == 1 and len(b[0]) == rows:
+        return (b[0] * scale).to(dtype)
+    stacked = torch.zeros(rows, len(scale), dtype=dtype, device=scale.device)
+    for block in layout:
+        stacked[block.out_rows, block.columns] = b[block.expert][block.b_rows] * scale[block.columns]
     return stacked
 
 
@@ -208,19 +227,20 @@ class _LoRALinear(torch.autograd.Function):
         x_adapter: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
         scale: Tensor,
         layout: Layout,
         routing: Tensor | None,
         residual: Tensor | None,
+        *factors: Tensor,
     ) -> Tensor:
+        experts = len(factors) // 2
+        a, b = factors[:experts], factors[experts:]
         flat = x.flatten(0, -2)
         flat_adapter = flat if x_adapter is x else x_adapter.flatten(0, -2)
-        a_low = a.to(x.dtype)
-        b_low = _stacked(b, scale, layout, len(weight), x.dtype)
+        a_low = (a[0] if experts == 1 else torch.cat(a)).to(x.dtype)
+        b_low = _stack_b(b, scale, layout, len(weight), x.dtype)
         hidden = torch.mm(flat_adapter, a_low.t())
-        routed = hidden if routing is None else hidden * routing.flatten(0, -2).to(x.dtype)
+        routed = hidden if routing is None else _weigh(hidden, routing)
         if residual is None:
             y = F.linear(flat, weight, bias)
         else:
@@ -231,6 +251,8 @@ class _LoRALinear(torch.autograd.Function):
         ctx.save_for_backward(flat_adapter, weight, a_low, b_low, scale, hidden, routed, routing)
         ctx.flat = flat if flat_adapter is not flat and ctx.needs_input_grad[2] else None
         ctx.layout, ctx.shape = layout, x.shape
+        ctx.a_rows = [len(tensor) for tensor in a]
+        ctx.b_shapes = [tensor.shape for tensor in b]
         ctx.has_residual, ctx.shared_input = residual is not None, x_adapter is x
         return y.view(*x.shape[:-1], len(weight))
 
@@ -239,18 +261,30 @@ class _LoRALinear(torch.autograd.Function):
         flat_adapter, weight, a_low, b_low, scale, hidden, routed, routing = ctx.saved_tensors
         g = grad.flatten(0, -2)
         grad_hidden = grad_routed = torch.mm(g, b_low)
-        grad_a = grad_b = grad_routing = grad_x = grad_adapter = grad_weight = None
+        grad_routing = grad_x = grad_adapter = grad_weight = None
         if routing is not None:
-            grad_hidden = grad_routed * routing.flatten(0, -2).to(g.dtype)
-            if ctx.needs_input_grad[8]:
-                grad_routing = (grad_routed.float() * hidden.float()).view(routing.shape)
-        if ctx.needs_input_grad[4]:
-            grad_a = torch.mm(grad_hidden.t(), flat_adapter).float()
-        if ctx.needs_input_grad[5]:
+            grad_hidden = _weigh(grad_routed, routing)
+            if ctx.needs_input_grad[6]:
+                product = (grad_routed.float() * hidden.float()).view(*ctx.shape[:-1], -1)
+                grad_routing = product if product.shape == routing.shape else product.sum(1, keepdim=True)
+        experts = len(ctx.a_rows)
+        wanted = ctx.needs_input_grad[8:]
+        grads: list[Tensor | None] = [None] * (2 * experts)
+        if any(wanted[:experts]):
+            stacked = torch.mm(grad_hidden.t(), flat_adapter).float()
+            for index, part in enumerate(stacked.split(ctx.a_rows)):
+                grads[index] = part if wanted[index] else None
+        if any(wanted[experts:]):
             # As routed^T g rather than g^T routed: a quarter faster, the wide matrix is not packed.
             stacked = torch.mm(routed.t(), g)
-            blocks = [stacked[columns, out_rows].t() for out_rows, _, columns in ctx.layout]
-            grad_b = torch.cat(blocks).float().mul_(scale)
+            for index, shape in enumerate(ctx.b_shapes):
+                if wanted[experts + index]:
+                    grads[experts + index] = torch.empty(shape, device=g.device)
+            for block in ctx.layout:
+                target = grads[experts + block.expert]
+                if target is not None:
+                    found = stacked[block.columns, block.out_rows].t()
+                    torch.mul(found, scale[block.columns], out=target[block.b_rows])
         if ctx.needs_input_grad[0]:
             grad_x = torch.mm(g, weight)
             if ctx.shared_input:
@@ -261,14 +295,20 @@ class _LoRALinear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_weight = torch.mm(g.t(), flat_adapter if ctx.flat is None else ctx.flat)
         grad_residual = grad if ctx.has_residual else None
-        return grad_x, grad_adapter, grad_weight, None, grad_a, grad_b, None, None, grad_routing, grad_residual
+        return grad_x, grad_adapter, grad_weight, None, None, None, grad_routing, grad_residual, *grads
+
+
+def _weigh(hidden: Tensor, routing: Tensor) -> Tensor:
+    """`[B*T, R] * [B, T or 1, R]`, in the precision of the first."""
+    weighed = hidden.view(len(routing), -1, hidden.shape[-1]) * routing.to(hidden.dtype)
+    return weighed.view(hidden.shape)
 
 
 def lora_linear(
     x: Tensor,
     weight: Tensor,
-    a: Tensor,
-    b: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
     scale: Tensor,
     layout: Layout,
     *,
@@ -282,16 +322,16 @@ def lora_linear(
     LoRA: Hu et al., ICLR 2022, arXiv 2106.09685.
 
     Args:
-        x: `[..., d_in]`.
+        x: `[..., d_in]`; `[B, T, d_in]` with routing.
         weight: frozen, `[d_out, d_in]`: the stacked projections of one input.
-        a: float32, `[P*R, d_in]`, for P adapted projections of total rank R.
-        b: float32, `[rows of the adapted projections, R]`.
-        scale: `[R]`, multiplies the columns of `b`.
-        layout: where each adapted projection stands.
+        a: of each expert, float32, `[P * r, d_in]` for P adapted projections.
+        b: of each expert, float32, `[rows of the adapted projections, r]`.
+        scale: `[P*R]`, R the sum of the ranks, multiplies the columns of the stacked B.
+        layout: where each expert's part of each adapted projection stands.
         x_adapter: what the low-rank path reads instead of `x` (dropout).
-        routing: `[..., P*R]`, multiplies the ranks between the two products.
+        routing: float32, `[B, T or 1, P*R]`, multiplies the ranks between the two products.
         residual: `[..., d_out]`, added inside the product.
     """
     return _LoRALinear.apply(
-        x, x if x_adapter is None else x_adapter, weight, bias, a, b, scale, layout, routing, residual
+        x, x if x_adapter is None else x_adapter, weight, bias, scale, layout, routing, residual, *a, *b
     )

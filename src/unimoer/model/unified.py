@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unimoer.config import ModelConfig
+from unimoer.config import ModelConfig, SimilarityConfig, parse_model
+from unimoer.config.router import TASK_ROUTED, LearnedRouterConfig
 from unimoer.data.prompts import Prompter
-from unimoer.errors import UserError
+from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
 from unimoer.model.decoder import build_decoder
-from unimoer.model.heads import LinearHead, YesNoHead, pool
+from unimoer.model.heads import LinearHead, MLPHead, YesNoHead, pool
+from unimoer.model.pilots import Pilots
+from unimoer.model.routers import Router
+from unimoer.model.routing import RoutingContext, RoutingTrace
 from unimoer.types import Task, TokenBatch
 
 
@@ -33,14 +37,19 @@ class UnifiedModel(nn.Module):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.decoder = build_decoder(base, config.adapter, checkpointing=config.gradient_checkpointing)
+        router = config.adapter.router
+        self.pilots = Pilots() if isinstance(router, SimilarityConfig) else None
+        # By name, for good: an expert that is frozen later does not become part of the base.
+        self._base = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
         self.eval()
 
     def _build_head(self, base: PreTrainedModel, seed: int) -> nn.Module:
         lm_head: Tensor = base.get_output_embeddings().weight
-        if self.config.reranking.head == "linear":
+        if self.config.reranking.head != "yes_no":
+            kind = LinearHead if self.config.reranking.head == "linear" else MLPHead
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                return LinearHead(lm_head.shape[1], torch.device("cpu")).to(lm_head.device)
+                return kind(lm_head.shape[1], torch.device("cpu")).to(lm_head.device)
         ids = []
         for word in ("yes", "no"):
             tokens = self.tokenizer(word, add_special_tokens=False).input_ids
@@ -53,42 +62,175 @@ class UnifiedModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def _states(self, batch: TokenBatch, task: Task) -> Tensor:
-        head = self.config.embedding if task is Task.EMBEDDING else self.config.reranking
-        return pool(self.decoder(batch), batch.attention_mask, head.pooling)
+    def _states(self, batch: TokenBatch, task: Task, trace: RoutingTrace | None, expert: str | None) -> Tensor:
+        way = self.config.embedding if task is Task.EMBEDDING else self.config.reranking
+        context = RoutingContext(task, batch.attention_mask, self._choose(batch, expert))
+        states = self.decoder(batch, causal=way.attention == "causal", context=context, trace=trace)
+        return pool(states, batch.attention_mask, way.pooling)
 
-    def embed(self, batch: TokenBatch) -> Tensor:
-        """`[B, T] -> [B, d]`, float32, unit length."""
-        return F.normalize(self._states(batch, Task.EMBEDDING), dim=-1)
+    def _choose(self, batch: TokenBatch, expert: str | None) -> Tensor | None:
+        """The expert of each row: as told, or by its nearest pilot; None where the routers decide, and in training."""
+        if expert is not None:
+            place = list(self.config.adapter.experts or {}).index(expert)
+            return torch.full((len(batch.input_ids),), place, device=self.device)
+        if self.pilots is None or self.training or not len(self.pilots.owners):
+            return None
+        return self.pilots.choose(self.base_states(batch))
 
-    def score(self, batch: TokenBatch) -> Tensor:
+    def base_states(self, batch: TokenBatch) -> Tensor:
+        """`[B, T] -> [B, d]`: mean state of the frozen base without any expert, float32, unit length."""
+        with torch.no_grad():
+            states = self.decoder(batch, context=RoutingContext(Task.EMBEDDING, batch.attention_mask, bare=True))
+            return F.normalize(pool(states, batch.attention_mask, "mean"), dim=-1)
+
+    def embed(self, batch: TokenBatch, trace: RoutingTrace | None = None, expert: str | None = None) -> Tensor:
+        """`[B, T] -> [B, d]`, float32, unit length.
+
+        `trace` is told every routing decision; `expert` overrules a router that chooses by similarity.
+        """
+        return F.normalize(self._states(batch, Task.EMBEDDING, trace, expert), dim=-1)
+
+    def score(self, batch: TokenBatch, trace: RoutingTrace | None = None, expert: str | None = None) -> Tensor:
         """`[B, T] -> [B]`, float32 logits: their sigmoid is the probability of relevance."""
-        return self.head(self._states(batch, Task.RERANKING))
+        return self.head(self._states(batch, Task.RERANKING, trace, expert))
 
     def trainable(self, task: Task | None = None) -> dict[str, nn.Parameter]:
-        """What is trained and saved, by name; with a task, without the head that the task never reaches."""
+        """What is trained, by name; with a task, without the head that the task never reaches."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
             if parameter.requires_grad and not (task is Task.EMBEDDING and name.startswith("head."))
         }
 
+    def state(self) -> dict[str, Tensor]:
+        """What is saved, by name: everything but the base, whether it is being trained or not."""
+        buffers = {
+            f"{path}.{name}": buffer
+            for path, module in self.named_modules()
+            if isinstance(module, Router | Pilots)
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        }
+        return {name: p for name, p in self.named_parameters() if name not in self._base} | buffers
+
+    def adapters(self) -> dict[str, MoELoRALinear]:
+        """The adapted projections by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, MoELoRALinear)}
+
+    def freeze_expert(self, expert: str) -> None:
+        """Train an expert no further; it stays in use."""
+        for adapter in self._having(expert):
+            adapter.a[expert].requires_grad_(False)
+            adapter.b[expert].requires_grad_(False)
+
+    def grow_expert(self, expert: str, ranks: int) -> None:
+        """Use the first `ranks` of the ranks that an expert was built with; see `MoELoRALinear.set_active`.
+
+        A layer in which it has fewer uses all of them.
+        """
+        adapters = self._having(expert)
+        most = max(adapter.ranks[expert] for adapter in adapters)
+        if not 0 <= ranks <= most:
+            raise UserError(f"expert '{expert}' was built with {most} ranks, not {ranks}")
+        for adapter in adapters:
+            adapter.set_active(expert, min(ranks, adapter.ranks[expert]))
+
+    @property
+    def active_ranks(self) -> dict[str, int]:
+        """What `grow_expert` was told, of the experts that do not use all their ranks."""
+        found: dict[str, int] = {}
+        for adapter in self.adapters().values():
+            for expert, rank in adapter.ranks.items():
+                if adapter.active[expert] < rank:
+                    found[expert] = max(adapter.active[expert], found.get(expert, 0))
+        return found
+
+    def remove_expert(self, expert: str) -> None:
+        """Take an expert out for good, and its unit out of the routers; weights are normalised over those left.
+
+        A learned router keeps its gain: without an expert that it does not use, the model is what it was. To be called
+        before an optimizer is built.
+
+        Raises:
+            UserError: there is no such expert, or the router cannot do without it.
+        """
+        adapters, old = self._having(expert), self.config.adapter
+        content = old.model_dump(mode="json")
+        content["experts"] = {name: rank for name, rank in (old.experts or {}).items() if name != expert}
+        if not content["experts"]:
+            raise UserError(f"expert '{expert}' cannot be removed: it is the last one")
+        owners = [old.owners(layer) for layer in range(old.layers or 1)]
+        weighed = old.router is not None and not isinstance(old.router, TASK_ROUTED)
+        if weighed and len({(len(units), *dict.fromkeys(units)) for units in owners}) > 1:
+            raise UserError(f"expert '{expert}' cannot be removed: the layers do not weigh the same experts")
+        learned = isinstance(old.router, LearnedRouterConfig)
+        if learned:
+            content["gain"] = old.gain or len(owners[0])
+        where = f"expert '{expert}' cannot be removed"
+        self.config = parse_model(self.config.model_dump(mode="json") | {"adapter": content}, where)
+        for adapter in adapters:
+            adapter.remove(expert)
+            if learned:
+                adapter.gain = self.config.adapter.gain
+        for name, module in self.named_modules():
+            if isinstance(module, Router):
+                units = owners[_layer(name) if old.layers else 0]
+                kept = [place for place, owner in enumerate(units) if owner != expert]
+                module.remove(expert, torch.tensor(kept, device=self.device))
+        if self.pilots is not None:
+            self.pilots.remove(list(old.experts or {}).index(expert))
+
+    def _having(self, expert: str) -> list[MoELoRALinear]:
+        """The adapters that have an expert.
+
+        Raises:
+            UserError: none has.
+        """
+        found = [adapter for adapter in self.adapters().values() if expert in adapter.ranks]
+        if not found:
+            names = sorted({name for adapter in self.adapters().values() for name in adapter.ranks})
+            raise UserError(f"no expert '{expert}'{did_you_mean(expert, names)}; there are {', '.join(names)}")
+        return found
+
+    def for_inference(self) -> UnifiedModel:
+        """Give up training for memory and speed: one LoRA is merged, experts are kept in the base's precision.
+
+        Outputs differ by that rounding, so a study evaluates without it. Returns the model itself.
+        """
+        for adapter in self.adapters().values():
+            if not self.config.adapter.is_routed:
+                adapter.merge()
+            for factor in [*adapter.a.values(), *adapter.b.values()]:
+                factor.requires_grad_(False)
+                factor.data = factor.data.to(adapter.weight.dtype)
+        return self.eval()
+
+    def after_step(self) -> None:
+        """To be called after every optimizer step: routers that balance without a loss adjust themselves."""
+        for module in self.modules():
+            if isinstance(module, Router):
+                module.after_step()
+
     def frozen_weights(self) -> dict[int, list[nn.Parameter]]:
         """The frozen matrices under an adapter, by decoder layer: what the gradient probe differentiates."""
         layers: dict[int, list[nn.Parameter]] = {}
         for name, module in self.decoder.named_modules():
-            if isinstance(module, MoELoRALinear) and module.a is not None:
-                index = next((int(part) for part in name.split(".") if part.isdigit()), 0)
-                layers.setdefault(index, []).append(module.weight)
+            if isinstance(module, MoELoRALinear) and module.targets:
+                layers.setdefault(_layer(name), []).append(module.weight)
         return layers
 
     def fingerprint(self) -> str:
         """Identity of the frozen base: 16 hex digits over samples of every frozen tensor, in any precision."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.decoder.named_parameters()):
-            if parameter.requires_grad:
+            if f"decoder.{name}" not in self._base:
                 continue
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, len(flat) // 512)].to(torch.bfloat16).float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _layer(name: str) -> int:
+    """The decoder layer that a module of this name is in."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)

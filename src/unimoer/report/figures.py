@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from unimoer.report import plots, wording
+from unimoer.report import arm_plots, plots, wording
 from unimoer.report.files import Experiment
 
 THEMED = {
@@ -118,6 +118,15 @@ def _figures(
             plots.draw_interference,
         ),
         (
+            "arms",
+            "Arms against one shared LoRA",
+            f"Difference in {metric} to one adapter for both tasks, paired by query{' and seed' if several else ''}, "
+            "with 95% intervals, averaged over data sets; right of the line is better. On top and shaded: the "
+            "specialist, a model for this task alone, and its interval. A filled marker's interval excludes zero, "
+            "uncorrected for the number of arms. Arms from best to worst over both tasks; an arrow leaves the axis.",
+            arm_plots.draw_arms,
+        ),
+        (
             "scores",
             "Scores by arm and data set",
             f"{metric} with 95% intervals over queries{' and seeds' if several else ''}. Open diamonds: the untrained "
@@ -143,6 +152,16 @@ def _figures(
             "where the right is pale too. "
             "Grey: not measured." + (" Means over seeds." if several else ""),
             plots.draw_conflicts,
+        ),
+        (
+            "routing",
+            "Routing by layer and task",
+            "Share of each expert in the weights of the last quarter of training, and the mutual information between "
+            "task and expert: 0 bits where both tasks are routed alike, 1 where they share no expert. Colours are "
+            "experts by name; a learned router is free to use any for either task. Where there are more units than can "
+            "be told apart, as with routed ranks: the share of units that are active, and the entropy of a decision, 1 "
+            "where all weigh alike." + (" Means over seeds; bits are those of each seed, averaged." if several else ""),
+            arm_plots.draw_routing,
         ),
     )
 

@@ -43,6 +43,39 @@ class Experiment:
     def seeds(self) -> list[int]:
         return [int(seed) for seed in self.decision["seeds"]]
 
+    @property
+    def recovery(self) -> Mapping[str, Any]:
+        """Comparison of the arms for both tasks; empty where `joint_single` is the only one, or in older files."""
+        found: Mapping[str, Any] = self.results.get("recovery") or {}
+        return found
+
+    @property
+    def extra_arms(self) -> list[str]:
+        """Arms for both tasks beside `joint_single`, best first."""
+        return [arm for arm in self.recovery["overall"]["ranking"] if arm != JOINT] if self.recovery else []
+
+    @property
+    def arm_details(self) -> Mapping[str, Mapping[str, Any]]:
+        """Settings and costs by arm."""
+        found: Mapping[str, Mapping[str, Any]] = self.results.get("arm_details") or {}
+        return found
+
+    def settings(self, arm: str) -> Mapping[str, Any]:
+        """What an arm is, as `plan.json` has it; empty for arms of older plans."""
+        found: Mapping[str, Any] = self.arm_details.get(arm, {}).get("settings") or {}
+        return found
+
+    def router(self, arm: str) -> str | None:
+        """Type of an arm's router; None for one LoRA, and where it is not known."""
+        router: str | None = self.settings(arm).get("router")
+        return router
+
+    @property
+    def routing(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the routers settled on, by arm; only of arms whose routers weigh their experts."""
+        found: Mapping[str, Mapping[str, Any]] = self.results.get("routing") or {}
+        return found
+
     def runs(self, arm: str) -> list[Mapping[str, Any]]:
         return [run for run in self.results["runs"] if run["arm"] == arm]
 

@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from unimoer.files import write_text
 from unimoer.report import wording
+from unimoer.report.arms import arm_paragraphs
 from unimoer.report.figures import FigureFile, write_figures
 from unimoer.report.files import Experiment
 from unimoer.report.notes import conflict_paragraphs, reading_notes
+from unimoer.report.routing import routing_paragraphs
 from unimoer.report.table import Table
 from unimoer.report.tables import write_tables
 from unimoer.types import Task
@@ -56,6 +58,8 @@ def render_html(experiment: Experiment, tables: Sequence[Table], figures: Sequen
         interval_sentence=wording.interval_sentence(decision),
         cards=[_card(experiment, task) for task in Task],
         notes=reading_notes(experiment),
+        arm_paragraphs=arm_paragraphs(experiment),
+        routing_paragraphs=routing_paragraphs(experiment),
         conflict_paragraphs=conflict_paragraphs(decision),
         tables={table.name: table for table in tables},
         figures={figure.name: figure for figure in figures},
@@ -81,8 +85,9 @@ def render_markdown(experiment: Experiment, tables: Sequence[Table], figures: Se
         *(f"- Preliminary: {reason}." for reason in decision["preliminary_reasons"]),
         "",
         by_name["tir"].markdown(),
-        *(_image(figure) for figure in figures if figure.name in ("interference", "scores")),
+        *_images(figures, "interference", "scores"),
         *(by_name[f"scores_{task}"].markdown() for task in Task),
+        *_markdown_arms(experiment, by_name, figures),
         "## How to read this",
         "",
         *(f"- **{note.title}.** {note.text}" for note in reading_notes(experiment)),
@@ -91,7 +96,7 @@ def render_markdown(experiment: Experiment, tables: Sequence[Table], figures: Se
         "## Runs and data",
         "",
         by_name["runs"].markdown(),
-        *(_image(figure) for figure in figures if figure.name == "training"),
+        *_images(figures, "training"),
         by_name["datasets"].markdown(),
         "## Provenance",
         "",
@@ -100,16 +105,31 @@ def render_markdown(experiment: Experiment, tables: Sequence[Table], figures: Se
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
+def _markdown_arms(experiment: Experiment, tables: Mapping[str, Table], figures: Sequence[FigureFile]) -> list[str]:
+    paragraphs = arm_paragraphs(experiment)
+    if not paragraphs:
+        return []
+    lines = ["## Arms", "", "\n\n".join(paragraphs), "", *_images(figures, "arms"), tables["arms"].markdown()]
+    lines += [tables[f"arms_{task}"].markdown() for task in Task]
+    routing = routing_paragraphs(experiment)
+    if routing:
+        lines += ["## Routing", "", "\n\n".join(routing), "", *_images(figures, "routing")]
+    return lines + ([tables["routing"].markdown()] if "routing" in tables else [])
+
+
 def _markdown_conflicts(decision: Mapping[str, Any], figures: Sequence[FigureFile]) -> list[str]:
     paragraphs = conflict_paragraphs(decision)
     if not paragraphs:
         return []
-    images = [_image(figure) for figure in figures if figure.name == "conflicts"]
-    return ["## Gradient conflict", "", "\n\n".join(paragraphs), "", *images]
+    return ["## Gradient conflict", "", "\n\n".join(paragraphs), "", *_images(figures, "conflicts")]
 
 
-def _image(figure: FigureFile) -> str:
-    return f"![{figure.title}](figures/{figure.name}.png)\n\n*{figure.caption}*\n"
+def _images(figures: Sequence[FigureFile], *names: str) -> list[str]:
+    return [
+        f"![{figure.title}](figures/{figure.name}.png)\n\n*{figure.caption}*\n"
+        for figure in figures
+        if figure.name in names
+    ]
 
 
 def _name(experiment: Experiment) -> str:

@@ -70,15 +70,15 @@ def draw_scores(experiment: Experiment) -> Figure:
         axes.set_xlabel(wording.metric_label(experiment.metric))
         _rows(axes, names)
     present = {arm for task in Task for arm in experiment.results["scores"][task]["macro"]}
-    legend = {
+    shown = {
         "specialist": Line2D([], [], color=SPECIALIST_COLOUR, lw=1.3, marker="o", ms=4, mew=0),
         "joint": Line2D([], [], color=JOINT_COLOUR, lw=1.3, marker="s", ms=4, mew=0),
     }
     if UNTRAINED in present:
-        legend["untrained"] = Line2D([], [], lw=0, marker="D", mfc="none", mec=MUTED, ms=3.8, mew=0.9)
+        shown["untrained"] = Line2D([], [], lw=0, marker="D", mfc="none", mec=MUTED, ms=3.8, mew=0.9)
     if BM25 in present:
-        legend["BM25"] = Line2D([], [], lw=0, marker="x", mec=MUTED, ms=3.8, mew=0.9)
-    _legend(figure, {**legend, **handles})
+        shown["BM25"] = Line2D([], [], lw=0, marker="x", mec=MUTED, ms=3.8, mew=0.9)
+    legend(figure, {**shown, **handles})
     return figure
 
 
@@ -159,7 +159,7 @@ def draw_training(experiment: Experiment) -> Figure | None:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="y")
     panels[0].set_ylabel("training loss")
-    _legend(
+    legend(
         figure,
         {
             "specialist": Line2D([], [], color=SPECIALIST_COLOUR, lw=1.3),
@@ -190,9 +190,9 @@ def draw_conflicts(experiment: Experiment) -> Figure | None:
         axes.set_facecolor(MISSING_COLOUR)
         mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, lw=0, rasterized=True)
         axes.set_title(title, loc="left")
-        columns = _thin(len(steps), 5)
+        columns = thin(len(steps), 5)
         axes.set_xticks([column + 0.5 for column in columns], [f"{steps[column]}" for column in columns])
-        rows = _thin(len(layers), 7)
+        rows = thin(len(layers), 7)
         axes.set_yticks([row + 0.5 for row in rows], [str(layers[row]) for row in rows])
         axes.set_xlabel("step of the joint run")
         axes.spines[:].set_visible(False)
@@ -254,7 +254,8 @@ def _rows(axes: Axes, names: Sequence[str | None]) -> None:
     axes.grid(axis="x")
 
 
-def _legend(figure: Figure, handles: Mapping[str, Line2D]) -> None:
+def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Above all panels, in one line."""
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -298,6 +299,6 @@ def _grid(
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def _thin(length: int, most: int) -> list[int]:
+def thin(length: int, most: int) -> list[int]:
     """At most about `most` evenly spaced indices, from 0."""
     return list(range(0, length, max(1, -(-length // most))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,6 +13,8 @@ from rich.text import Text
 
 from unimoer.files import write_text
 from unimoer.report import wording
+from unimoer.report.arm_tables import build_arm_tables
+from unimoer.report.arms import arm_summary
 from unimoer.report.files import BM25, JOINT, SPECIALIST, UNTRAINED, Experiment
 from unimoer.report.table import Cell, Table
 from unimoer.types import Task
@@ -25,6 +28,7 @@ def build_tables(experiment: Experiment) -> list[Table]:
         tir_table(experiment),
         *(scores_table(experiment, task) for task in Task),
         metrics_table(experiment),
+        *build_arm_tables(experiment),
         datasets_table(experiment),
         runs_table(experiment),
         *([conflicts_table(experiment)] if experiment.decision["gradient_conflicts"] else []),
@@ -144,7 +148,7 @@ def metrics_table(experiment: Experiment) -> Table:
     for task in Task:
         macro = experiment.results["scores"][task]["macro"]
         rules.add(len(rows))
-        arms = [arm for arm in (BM25, UNTRAINED, SPECIALIST[task], JOINT) if arm in macro]
+        arms = [arm for arm in (BM25, UNTRAINED, SPECIALIST[task], JOINT, *experiment.extra_arms) if arm in macro]
         for index, arm in enumerate(arms):
             cells = [Cell(str(task) if index == 0 else ""), Cell(wording.arm_label(arm))]
             for metric in order:
@@ -266,4 +270,5 @@ def terminal_summary(decision: Mapping[str, Any], results: Mapping[str, Any]) ->
     )
     lines = [Text(wording.interval_sentence(decision))]
     lines += [Text(f"Preliminary: {reason}.", style="yellow") for reason in decision["preliminary_reasons"]]
+    lines += [Text(f"\n{sentence}") for sentence in arm_summary(Experiment(Path(), decision, results))]
     return Group(table, Text(), verdict, *lines)

@@ -5,7 +5,7 @@ Interference is as likely to be negative as positive: "gains 4%" and "loses 4%" 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unimoer.report.files import BM25, JOINT, SPECIALIST, UNTRAINED
@@ -193,6 +193,11 @@ def exposure_sentence(budget: str | None) -> str:
         "Equal exposure: in the joint run each task saw the same examples in the same order as its specialist did. "
         "A loss is therefore not caused by having seen less of the task."
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def resolution(cell: Mapping[str, Any]) -> float | None:

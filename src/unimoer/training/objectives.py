@@ -2,35 +2,113 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from unimoer.config import BCEConfig, TrainingConfig
-from unimoer.losses.contrastive import infonce
+from unimoer.losses.contrastive import infonce, matryoshka_infonce
 from unimoer.losses.ranking import bce, group_softmax
+from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
-from unimoer.types import EmbeddingBatch, RerankingBatch
+from unimoer.training.gradcache import cached_loss, split_rows
+from unimoer.training.routing import RoutingLosses
+from unimoer.types import EmbeddingBatch, RerankingBatch, Task, TokenBatch
 
 Batch = EmbeddingBatch | RerankingBatch
 
 
-def compute_loss(model: UnifiedModel, batch: Batch, config: TrainingConfig) -> tuple[Tensor, dict[str, float]]:
-    """Forward pass and loss of one batch, with the loss's own terms for the log."""
-    device = str(model.device)
+def compute_loss(
+    model: UnifiedModel,
+    batch: Batch,
+    config: TrainingConfig,
+    *,
+    routing: RoutingLosses | None = None,
+    traces: list[RoutingTrace] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Forward pass and loss of one batch, with the loss's own terms for the log.
+
+    With `routing`, the losses of the routers are part of it; `traces` is told the decisions of every forward pass.
+    """
+    traces = [] if traces is None else traces
+    if isinstance(batch, EmbeddingBatch) and config.embedding.gradcache_rows is not None and torch.is_grad_enabled():
+        return _cached(model, batch, config, config.embedding.gradcache_rows, routing, traces)
+    first = len(traces)
     if isinstance(batch, EmbeddingBatch):
-        loss = config.embedding.loss
-        return infonce(
-            model.embed(batch.queries.to(device)),
-            model.embed(batch.documents.to(device)),
-            batch.relevant.to(device),
-            temperature=loss.temperature,
-            false_negative_margin=loss.false_negative_margin,
+        parts = [_embed(model, part.to(str(model.device)), traces) for part in (batch.queries, batch.documents)]
+        loss, terms = _contrastive(torch.cat(parts), batch, config)
+    else:
+        loss, terms = _ranking(model, batch, config, traces)
+    extra, log = routing(task_of(batch), traces[first:]) if routing is not None else (None, {})
+    return (loss if extra is None else loss + extra), {**terms, **log}
+
+
+def task_of(batch: Batch) -> Task:
+    return Task.EMBEDDING if isinstance(batch, EmbeddingBatch) else Task.RERANKING
+
+
+def _embed(model: UnifiedModel, batch: TokenBatch, traces: list[RoutingTrace]) -> Tensor:
+    traces.append(trace := RoutingTrace())
+    return model.embed(batch, trace)
+
+
+def _contrastive(embeddings: Tensor, batch: EmbeddingBatch, config: TrainingConfig) -> tuple[Tensor, dict[str, float]]:
+    """`[queries | documents, d]` -> InfoNCE, of the full size or of several."""
+    settings = config.embedding.loss
+    queries, documents = embeddings.split([len(batch.queries.input_ids), len(batch.documents.input_ids)])
+    relevant = batch.relevant.to(embeddings.device)
+    if settings.matryoshka:
+        return matryoshka_infonce(
+            queries,
+            documents,
+            relevant,
+            dims=settings.matryoshka,
+            temperature=settings.temperature,
+            false_negative_margin=settings.false_negative_margin,
         )
-    scores = model.score(batch.pairs.to(device)).view(batch.labels.shape)
-    labels = batch.labels.to(device)
-    ranking = config.reranking.loss
-    if isinstance(ranking, BCEConfig):
-        return bce(scores, labels, positive_weight=ranking.positive_weight)
-    return group_softmax(scores, labels, temperature=ranking.temperature)
+    return infonce(
+        queries,
+        documents,
+        relevant,
+        temperature=settings.temperature,
+        false_negative_margin=settings.false_negative_margin,
+    )
+
+
+def _ranking(
+    model: UnifiedModel, batch: RerankingBatch, config: TrainingConfig, traces: list[RoutingTrace]
+) -> tuple[Tensor, dict[str, float]]:
+    traces.append(trace := RoutingTrace())
+    labels = batch.labels.to(model.device)
+    scores = model.score(batch.pairs.to(str(model.device)), trace).view(labels.shape)
+    settings = config.reranking.loss
+    if isinstance(settings, BCEConfig):
+        return bce(scores, labels, positive_weight=settings.positive_weight)
+    return group_softmax(scores, labels, temperature=settings.temperature)
+
+
+def _cached(
+    model: UnifiedModel,
+    batch: EmbeddingBatch,
+    config: TrainingConfig,
+    rows: int,
+    routing: RoutingLosses | None,
+    traces: list[RoutingTrace],
+) -> tuple[Tensor, dict[str, float]]:
+    """The same loss, chunk by chunk; router losses are those of the chunks."""
+    device = str(model.device)
+
+    def embed(chunk: TokenBatch) -> tuple[Tensor, Tensor]:
+        trace = RoutingTrace()
+        embeddings = model.embed(chunk, trace)
+        extra = routing(Task.EMBEDDING, [trace])[0] if routing is not None else None
+        if not torch.is_grad_enabled():
+            # The first pass; a replay is the same decisions again.
+            traces.append(trace)
+        return embeddings, embeddings.new_zeros(()) if extra is None else extra
+
+    chunks = [*split_rows(batch.queries.to(device), rows), *split_rows(batch.documents.to(device), rows)]
+    parameters = list(model.trainable(Task.EMBEDDING).values())
+    return cached_loss(chunks, embed, lambda vectors: _contrastive(vectors, batch, config), parameters)
 
 
 def token_counts(batch: Batch) -> tuple[int, int]:

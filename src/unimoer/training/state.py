@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,7 +15,16 @@ from unimoer.data.sampling import TaskSampler
 from unimoer.files import new_folder, read_json, write_json
 from unimoer.model.checkpoint import load_tensors, load_weights, save_tensors
 from unimoer.model.unified import UnifiedModel
+from unimoer.training.multitask import Combiner
+from unimoer.training.routing import RoutingLosses
 from unimoer.types import Task
+
+
+class StepTokens(Protocol):
+    """Real tokens of one task's part of a step, and tokens computed with the padding."""
+
+    tokens: int
+    computed: int
 
 
 @dataclass
@@ -27,6 +37,15 @@ class Counters:
     computed_tokens: int = 0
     seconds: float = 0.0
 
+    def add(self, step: int, logs: Mapping[Task, StepTokens], seconds: float) -> None:
+        """Count a step that is done."""
+        self.step = step
+        self.seconds += seconds
+        for task, log in logs.items():
+            self.task_steps[task.value] += 1
+            self.tokens += log.tokens
+            self.computed_tokens += log.computed
+
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
 
@@ -36,6 +55,8 @@ def save_state(
     model: UnifiedModel,
     optimizer: torch.optim.Optimizer,
     samplers: dict[Task, TaskSampler],
+    routing: RoutingLosses,
+    combiner: Combiner,
     counters: Counters,
 ) -> None:
     """Write `checkpoints/step-N` completely, then drop the older ones."""
@@ -49,9 +70,11 @@ def save_state(
     if model.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(model.device)
     with new_folder(target) as temporary:
-        save_tensors(model.trainable(), temporary / "adapter.safetensors")
+        save_tensors(model.state(), temporary / "adapter.safetensors")
         save_tensors(moments, temporary / "optimizer.safetensors")
         save_tensors(rng, temporary / "rng.safetensors")
+        save_tensors(routing.state_dict(), temporary / "routing.safetensors")
+        save_tensors(combiner.state_dict(), temporary / "gradients.safetensors")
         write_json(
             temporary / "state.json",
             {
@@ -71,7 +94,12 @@ def latest_state(folder: Path) -> Path | None:
 
 
 def load_state(
-    folder: Path, model: UnifiedModel, optimizer: torch.optim.Optimizer, samplers: dict[Task, TaskSampler]
+    folder: Path,
+    model: UnifiedModel,
+    optimizer: torch.optim.Optimizer,
+    samplers: dict[Task, TaskSampler],
+    routing: RoutingLosses,
+    combiner: Combiner,
 ) -> Counters:
     """Put a run back to where `save_state` left it.
 
@@ -89,6 +117,9 @@ def load_state(
     state = read_json(folder / "state.json")
     for task, sampler in samplers.items():
         sampler.load_state_dict(state["samplers"][task.value])
+    saved = load_tensors(folder / "routing.safetensors")
+    routing.load_state_dict({name: tensor.to(model.device) for name, tensor in saved.items()})
+    combiner.load_state_dict(load_tensors(folder / "gradients.safetensors"))
     rng = load_tensors(folder / "rng.safetensors")
     torch.set_rng_state(rng["cpu"])
     if "cuda" in rng and model.device.type == "cuda":

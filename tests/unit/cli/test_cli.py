@@ -170,6 +170,18 @@ def test_an_override_that_is_wrong(experiment: Make, tmp_path: Path, refused: Ca
     assert "write key=value" in refused(*arguments, "--set", "lr")
 
 
+def test_arms_are_checked_before_anything_else_is_done(
+    experiment: Make, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    arguments = run_on(experiment(), tmp_path)
+    assert "did you mean 'hard_switch'?" in refused(*arguments, "--arms", "emb_only,hard_swich")
+    twice = refused(*arguments, "--arms", "emb_only,emb_only")
+    assert "distinct" in twice
+    unfit = "custom_arms.mine={mode: joint_moe, experts: {one: 1, two: 1}, router: {type: hard}}"
+    assert "needs an expert 'embedding'" in refused(*arguments, "--set", unfit, "--arms", "emb_only,mine")
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
 def test_a_configuration_that_is_not_there(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no such configuration file" in refused("run", "kill-gate", "--config", tmp_path / "none.yaml")
     assert "did you mean 'quick'?" in refused("run", "kill-gate", "--config", "quik")

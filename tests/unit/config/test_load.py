@@ -12,7 +12,15 @@ import pytest
 import yaml
 
 import tiny
-from unimoer.config import BCEConfig, ExperimentConfig, GroupSoftmaxConfig, InfoNCEConfig, load_config, parse_config
+from unimoer.config import (
+    BUILTIN,
+    BCEConfig,
+    ExperimentConfig,
+    GroupSoftmaxConfig,
+    InfoNCEConfig,
+    load_config,
+    parse_config,
+)
 from unimoer.errors import UserError
 from unimoer.types import Task, TrainingMode
 
@@ -100,7 +108,7 @@ def test_a_misspelt_key_inside_a_chosen_loss_is_named_with_that_losss_keys(make:
         ("seeds", [1, 1], "seeds: values must be distinct"),
         ("seeds", "one", "seeds: "),
         ("name", "My Experiment", "name: "),
-        ("arms", ["joint"], "arms.0: "),
+        ("arms", ["joint"], "arms: unknown arm 'joint'; did you mean 'joint_moe'?"),
         ("budget", "half", "budget: "),
         ("model__layers", 0, "model.layers: input should be greater than or equal to 1, not 0"),
         ("model__dtype", "float16", "model.dtype: "),
@@ -109,8 +117,12 @@ def test_a_misspelt_key_inside_a_chosen_loss_is_named_with_that_losss_keys(make:
         ("training__optimizer__lr", -1, "training.optimizer.lr: input should be greater than 0, not -1"),
         ("training__optimizer__lr", float("nan"), "training.optimizer.lr: "),
         ("training__embedding__steps", 2.5, "training.embedding.steps: "),
-        ("training__reranking__loss", {"type": "hinge"}, "training.reranking.loss: "),
-        ("training__reranking__loss", {"temperature": 2.0}, "training.reranking.loss: "),
+        (
+            "training__reranking__loss",
+            {"type": "hinge"},
+            "training.reranking.loss.type: unknown 'hinge'; choose from bce",
+        ),
+        ("training__reranking__loss", {"temperature": 2.0}, "training.reranking.loss.type: required, but missing"),
         ("data__domains", {}, "data.domains: "),
         ("data__domains__kitchen__weight", 0, "data.domains.kitchen.weight: "),
         ("data__domains__kitchen__train", False, "data.domains: at least one domain needs train: true"),
@@ -176,7 +188,7 @@ def test_overrides(make: Make, tmp_path: Path) -> None:
     assert config.training.optimizer.lr == 1e-3
     assert config.seeds == (1, 2)
     assert config.model.layers == 2
-    assert config.arms == (TrainingMode.JOINT_SINGLE,)
+    assert config.arms == ("joint_single",)
     assert config.data.domains["kitchen"].test_queries is None
     assert config.training.reranking.loss == BCEConfig(positive_weight=3)
     # What is not named stays.
@@ -235,6 +247,11 @@ CHANGES: list[tuple[str, Any]] = [
     ("training__optimizer__lr", 0.5),
     ("training__optimizer__accumulation", 2),
     ("training__probe__every", 2),
+    ("training__ranking_weight", 0.5),
+    ("training__staged__stage1_lr", 0.5),
+    ("training__gradients", {"type": "pcgrad"}),
+    ("training__embedding__gradcache_rows", 4),
+    ("model__embedding__attention", "bidirectional"),
     ("evaluation__rerank_depth", 3),
     ("budget", "total"),
 ]
@@ -250,6 +267,7 @@ def test_the_hash_changes_with_what_changes_the_numbers(make: Make, dotted: str,
     ("dotted", "value"),
     [
         ("training__checkpoint_every", 77),
+        ("training__routing_every", 7),
         ("evaluation__bootstrap", 500),
         ("name", "other"),
         ("seeds", [1, 2, 3]),
@@ -266,8 +284,8 @@ def test_the_hash_stays_with_what_does_not(make: Make, dotted: str, value: Any) 
 
 def test_the_hash_tells_arms_and_seeds_apart_and_is_the_same_tomorrow(make: Make) -> None:
     config = tiny.parsed(make())
-    hashes = {config.run_hash(arm, seed) for arm in TrainingMode for seed in (1, 2)}
-    assert len(hashes) == 6
+    hashes = {config.run_hash(arm, seed) for arm in BUILTIN for seed in (1, 2)}
+    assert len(hashes) == 2 * len(BUILTIN)
     assert all(len(digest) == 8 and int(digest, 16) >= 0 for digest in hashes)
     assert tiny.parsed(make()).run_hash("emb_only", 1) == config.run_hash("emb_only", 1)
 

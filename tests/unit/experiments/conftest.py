@@ -18,6 +18,8 @@ DOMAINS = {
     "hpo": ("documents unseen in training", "HPO licence"),
     "code": ("documents unseen in training", "BSD and Apache-2.0"),
 }
+BOTH = ("embedding", "reranking")
+TRAINED = ("emb_only", "rank_only", "joint_single")
 ARM_TASKS = {
     "emb_only": ("embedding",),
     "rank_only": ("reranking",),
@@ -25,6 +27,21 @@ ARM_TASKS = {
     "untrained": ("embedding", "reranking"),
     "bm25": ("embedding", "reranking"),
 }
+SETTINGS: dict[str, dict[str, Any]] = {
+    "emb_only": {"mode": "emb_only"},
+    "rank_only": {"mode": "rank_only"},
+    "joint_single": {"mode": "joint_single"},
+    "joint_moe": {"router": "sparsegen", "granularity": "sequence"},
+    "moe_token": {"router": "softmax", "granularity": "token"},
+    "random_frozen": {"router": "random_frozen", "granularity": "sequence"},
+    "hard_switch": {"router": "hard", "experts": {"embedding": 8, "reranking": 8}},
+    "rank_wise": {"router": "topk", "granularity": "sequence", "experts": {"shared": 16}},
+    "uniform": {"router": "uniform"},
+    "pcgrad": {"mode": "joint_mixed", "gradients": "pcgrad"},
+}
+"""Arms that `write_experiment` can add, as `plan.json` describes them; routed unless they say otherwise."""
+SPLIT = {"joint_moe": 1.8, "moe_token": 0.3, "random_frozen": 0.1, "rank_wise": 0.8}
+"""Arms that log their routing, and how far their routers part the tasks."""
 CEILING = {"attack": 0.81, "cwe": 0.77, "hpo": 0.66, "code": 0.9}
 
 
@@ -48,30 +65,33 @@ def write_experiment(
     noise: float = 0.06,
     layers: int = 12,
     conflicts: bool = True,
+    arms: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
     """Write an experiment whose specialists gain about `gain` nDCG@10 and whose joint arm loses about `tir` percent.
 
-    Scores are made of a query's hardness, which all arms share, and of noise of their own (`noise`).
+    Scores are made of a query's hardness, which all arms share, and of noise of their own (`noise`). `arms` adds arms
+    for both tasks, each with its TIR by task.
     """
+    arms = arms or {}
     tir = {"embedding": 3.0, "reranking": 0.4} | dict(tir or {})
     gain = {"embedding": 0.42, "reranking": 0.21} | dict(gain or {})
     domains = domains or DOMAINS
     base = {"embedding": 0.24, "reranking": 0.31}
-    runs = [(arm, seed) for arm in ("emb_only", "rank_only", "joint_single", "untrained") for seed in seeds]
+    runs = [(arm, seed) for arm in ("emb_only", "rank_only", "joint_single", *arms, "untrained") for seed in seeds]
     entries = []
     for arm, seed in [*runs, ("bm25", 0)]:
         name = f"{arm}-s{seed}-{abs(seed * 7919 + len(arm)):08x}"
         entries.append({"arm": arm, "seed": seed, "folder": name})
         run = folder / "runs" / name
-        for task in ARM_TASKS[arm]:
+        for task in ARM_TASKS.get(arm, BOTH):
             for position, domain in enumerate(domains):
                 level = base[task]
                 if arm == "bm25":
                     level += 0.15
                 elif arm != "untrained":
                     level += gain[task]
-                    if arm == "joint_single":
-                        level *= 1 - tir[task] / 100 * (1 + 0.3 * math.cos(position))
+                    lost = tir if arm == "joint_single" else arms.get(arm, {})
+                    level *= 1 - lost.get(task, 0.0) / 100 * (1 + 0.3 * math.cos(position))
                 _evaluation(run, domain, task, arm, seed, level, queries, noise)
         _run_files(run, arm, seed, list(domains), layers, conflicts)
     write_object(
@@ -80,7 +100,8 @@ def write_experiment(
             "name": "kill-gate",
             "tier": "quick" if len(seeds) == 1 else "full",
             "seeds": list(seeds),
-            "arms": ["emb_only", "rank_only", "joint_single"],
+            "arms": ["emb_only", "rank_only", "joint_single", *arms],
+            **({"arm_settings": {arm: _settings(arm) for arm in (*TRAINED, *arms)}} if arms else {}),
             "budget": "per_task",
             "command": "unimoer run kill-gate --quick",
             "criterion": {"metric": "ndcg@10", "pass": 2.0, "fail": 1.0},
@@ -140,7 +161,7 @@ def _run_files(run: Path, arm: str, seed: int, domains: list[str], layers: int, 
     if arm in ("untrained", "bm25"):
         write_object(run / "status.json", status)
         return
-    joint = arm == "joint_single"
+    joint = arm not in ("emb_only", "rank_only")
     steps = 160 if joint else 80
     tokens = steps * 1900
     status |= {
@@ -172,7 +193,7 @@ def _run_files(run: Path, arm: str, seed: int, domains: list[str], layers: int, 
     generator = np.random.default_rng([seed, len(arm)])
     lines, done = [], dict.fromkeys(("embedding", "reranking"), 0)
     for step in range(1, steps + 1):
-        tasks = ARM_TASKS[arm]
+        tasks = ARM_TASKS.get(arm, BOTH)
         task = tasks[(step - 1) % len(tasks)]
         done[task] += 1
         start, end = (3.2, 0.35) if task == "embedding" else (1.38, 0.55)
@@ -192,8 +213,54 @@ def _run_files(run: Path, arm: str, seed: int, domains: list[str], layers: int, 
             }
         )
     write_lines(run / "metrics.jsonl", lines)
-    if joint and conflicts:
+    if arm in SPLIT:
+        write_lines(run / "routing.jsonl", routing_lines(arm, seed, steps, layers))
+    if arm == "joint_single" and conflicts:
         write_lines(run / "gradient_conflicts.jsonl", _conflict_lines(generator, steps, layers))
+
+
+def _settings(arm: str) -> dict[str, Any]:
+    routed = {"mode": "joint_moe", "experts": {"embedding": 4, "reranking": 4, "shared": 7}}
+    plain = {"router": None, "granularity": None, "experts": {"shared": 16}}
+    known = SETTINGS[arm]
+    return {
+        "gradients": "sum",
+        "adapter_parameters": 1_105_920,
+        "router_parameters": 1728 * 12 if arm in SPLIT else 0,
+        "steps": dict.fromkeys(ARM_TASKS.get(arm, BOTH), 80),
+        "granularity": None,
+        **(routed if known.get("router") else plain),
+        **known,
+    }
+
+
+def routing_lines(arm: str, seed: int, steps: int, layers: int) -> list[dict[str, Any]]:
+    """Weights that leave the uniform ones for those of their task, more so in higher layers."""
+    lines = []
+    units = 16 if arm == "rank_wise" else 3
+    generator = np.random.default_rng([seed, units])
+    for step in range(1, steps + 1, 10):
+        for task in BOTH:
+            for layer in range(layers):
+                logits = generator.normal(0, 0.05, units)
+                logits[0 if task == "embedding" else 1] += 2 * SPLIT[arm] * step / steps * layer / max(1, layers - 1)
+                weights = np.exp(logits) / np.exp(logits).sum()
+                if arm == "rank_wise":
+                    weights[np.argsort(weights)[:8]] = 0.0
+                shares = weights[weights > 0]
+                lines.append(
+                    {
+                        "step": step + (task == "reranking"),
+                        "task": task,
+                        "router": str(layer),
+                        "experts": ["shared"] if arm == "rank_wise" else ["embedding", "reranking", "shared"],
+                        "weights": weights.tolist(),
+                        "entropy": float(-(shares * np.log(shares)).sum() / math.log(units)),
+                        "active_experts": float(len(shares)),
+                        "one_expert_share": 0.0,
+                    }
+                )
+    return lines
 
 
 def _conflict_lines(generator: np.random.Generator, steps: int, layers: int) -> list[dict[str, Any]]:

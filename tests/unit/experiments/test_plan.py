@@ -7,7 +7,7 @@ from typing import Any
 
 import tiny
 from unimoer.data.prepare import prepare
-from unimoer.experiments.plan import describe, overlap, plan_runs
+from unimoer.experiments.plan import describe, describe_arms, overlap, plan_runs
 from unimoer.types import Task, TrainingMode
 
 Make = Callable[..., dict[str, Any]]
@@ -55,13 +55,14 @@ def test_a_folder_is_named_by_arm_seed_and_configuration(experiment: Make) -> No
 def test_the_plan_counts_overlap_between_training_and_test(experiment: Make) -> None:
     config = tiny.parsed(experiment(data__domains__garden__train=False))
     domains = prepare(config.data, depth=8)
-    plan = describe(config, plan_runs(config), domains, command="unimoer run kill-gate")
+    plan = describe(config, plan_runs(config), domains, describe_arms(config), command="unimoer run kill-gate")
     assert plan["datasets"]["kitchen"]["overlap"] == "100% of the relevant test documents seen in training"
     assert overlap(domains["garden"]) == plan["datasets"]["garden"]["overlap"] == "not trained on"
     assert plan["datasets"]["kitchen"]["documents"] == 30
     assert plan["datasets"]["kitchen"]["train_queries"] == 60
     assert plan["datasets"]["kitchen"]["queries"] == 8
-    assert plan["steps"]["joint_single"] == {"embedding": 6, "reranking": 6}
+    assert plan["arm_settings"]["joint_single"]["steps"] == {"embedding": 6, "reranking": 6}
+    assert plan["arm_settings"]["rank_only"]["steps"] == {"reranking": 6}
     assert plan["criterion"] == {"metric": "ndcg@10", "pass": 2.0, "fail": 1.0}
     assert plan["command"] == "unimoer run kill-gate"
     assert [run["folder"] for run in plan["runs"]] == [run.folder for run in plan_runs(config)]
@@ -69,5 +70,5 @@ def test_the_plan_counts_overlap_between_training_and_test(experiment: Make) -> 
 
 def test_a_domain_for_training_only_is_in_no_table(experiment: Make) -> None:
     config = tiny.parsed(experiment(data__domains__garden__evaluate=False))
-    plan = describe(config, plan_runs(config), prepare(config.data, depth=8), command="")
+    plan = describe(config, plan_runs(config), prepare(config.data, depth=8), describe_arms(config), command="")
     assert plan["datasets"].keys() == {"kitchen"}

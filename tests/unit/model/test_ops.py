@@ -132,44 +132,65 @@ def test_both_attention_paths_give_the_same_for_rows_without_keys(monkeypatch: p
     assert torch.allclose(eager, value.mean(2).flatten(1).expand(1, 5, 8), atol=1e-6)
 
 
-LAYOUTS = {
-    "one projection": ((slice(0, 9), slice(0, 9), slice(0, 4)),),
-    "first and last of three": (
-        (slice(0, 4), slice(0, 4), slice(0, 4)),
-        (slice(6, 9), slice(4, 7), slice(4, 8)),
-    ),
+R4 = slice(0, 4)
+LAYOUTS: dict[str, list[ops.Block]] = {
+    "one projection": [ops.Block(0, slice(0, 9), slice(0, 9), R4)],
+    "first and last of three": [
+        ops.Block(0, slice(0, 4), slice(0, 4), R4),
+        ops.Block(0, slice(4, 7), slice(6, 9), slice(4, 8)),
+    ],
+    "two experts on two of three": [
+        ops.Block(0, slice(0, 4), slice(0, 4), R4),
+        ops.Block(0, slice(4, 7), slice(6, 9), slice(4, 8)),
+        ops.Block(1, slice(0, 4), slice(0, 4), slice(8, 10)),
+        ops.Block(1, slice(4, 7), slice(6, 9), slice(10, 12)),
+    ],
 }
+
+
+def factors(layout: list[ops.Block]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """A `[P * r, d_in]` and B `[rows, r]` of every expert, and a scale for every column."""
+    a, b = [], []
+    for expert in range(1 + max(block.expert for block in layout)):
+        own = [block for block in layout if block.expert == expert]
+        rank = own[0].columns.stop - own[0].columns.start
+        a.append(random(len(own) * rank, 6, seed=10 + expert))
+        b.append(random(max(block.b_rows.stop for block in own), rank, seed=20 + expert))
+    return a, b, torch.rand(layout[-1].columns.stop, generator=torch.Generator().manual_seed(1)) + 0.5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-@pytest.mark.parametrize(("bias", "residual", "routing", "dropped"), list(product([False, True], repeat=4)))
-def test_lora_linear(dtype: torch.dtype, layout: str, bias: bool, residual: bool, routing: bool, dropped: bool) -> None:
+@pytest.mark.parametrize("routing", [None, 5, 1], ids=["unrouted", "by token", "by text"])
+@pytest.mark.parametrize(("bias", "residual", "dropped"), list(product([False, True], repeat=3)))
+def test_lora_linear(
+    dtype: torch.dtype, layout: str, routing: int | None, bias: bool, residual: bool, dropped: bool
+) -> None:
     """All ways to call it, with gradients of everything that can have one, the frozen weight included."""
     places = LAYOUTS[layout]
-    width, rows = 4 * len(places), sum(part.stop - part.start for _, part, _ in places)
+    a, b, scale = factors(places)
     x, weight = random(2, 5, 6, dtype=dtype), random(9, 6, dtype=dtype)
-    a, b, scale = random(width, 6), random(rows, 4), torch.tensor([0.5, 0.5, 2.0, 2.0])
     options: dict[str, Tensor] = {}
     if bias:
         options["bias"] = random(9, dtype=dtype).detach()
     if residual:
         options["residual"] = random(2, 5, 9, dtype=dtype, seed=1)
-    if routing:
-        options["routing"] = random(2, 5, width, seed=2)
+    if routing is not None:
+        options["routing"] = random(2, routing, len(scale), seed=2)
     if dropped:
         options["x_adapter"] = random(2, 5, 6, dtype=dtype, seed=3)
-    inputs = [x, weight, a, b, *(tensor for name, tensor in options.items() if name != "bias")]
+    inputs = [x, weight, *a, *b, *(tensor for name, tensor in options.items() if name != "bias")]
     found = ops.lora_linear(x, weight, a, b, scale, places, **options)
 
     twins = [twin(tensor) for tensor in inputs]
-    x_twin, weight_twin, a_twin, b_twin = twins[:4]
-    named = dict(zip([name for name in options if name != "bias"], twins[4:], strict=True))
-    hidden = named.get("x_adapter", x_twin) @ a_twin.t() * named.get("routing", torch.ones(()))
+    x_twin, weight_twin, *rest = twins
+    a_twins, b_twins = rest[: len(a)], rest[len(a) : 2 * len(a)]
+    named = dict(zip([name for name in options if name != "bias"], rest[2 * len(a) :], strict=True))
+    hidden = named.get("x_adapter", x_twin) @ torch.cat(a_twins).t() * named.get("routing", torch.ones(()))
     expected = x_twin @ weight_twin.t()
-    for out_rows, b_rows, columns in places:
-        update = hidden[..., columns] @ (b_twin[b_rows] * scale).t()
-        expected = expected + F.pad(update, (out_rows.start, 9 - out_rows.stop))
+    for block in places:
+        update = hidden[..., block.columns] @ (b_twins[block.expert][block.b_rows] * scale[block.columns]).t()
+        expected = expected + F.pad(update, (block.out_rows.start, 9 - block.out_rows.stop))
     if bias:
         expected = expected + options["bias"].float()
     expected = expected + named.get("residual", torch.zeros(()))
@@ -179,9 +200,25 @@ def test_lora_linear(dtype: torch.dtype, layout: str, bias: bool, residual: bool
 def test_a_frozen_weight_gets_no_gradient() -> None:
     x, weight, a, b = random(3, 6), random(9, 6).detach(), random(4, 6), random(9, 4)
     layout = LAYOUTS["one projection"]
-    ops.lora_linear(x, weight, a, b, torch.ones(4), layout).sum().backward()
+    ops.lora_linear(x, weight, [a], [b], torch.ones(4), layout).sum().backward()
     assert weight.grad is None
     assert a.grad is not None
     weight.requires_grad_(True)
-    ops.lora_linear(x, weight, a, b, torch.ones(4), layout).sum().backward()
+    ops.lora_linear(x, weight, [a], [b], torch.ones(4), layout).sum().backward()
     assert torch.allclose(weight.grad, x.detach().sum(0).expand(9, 6), atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["a", "b"])
+def test_a_frozen_expert_gets_no_gradient_and_changes_none(frozen: str) -> None:
+    layout = LAYOUTS["two experts on two of three"]
+    gradients = []
+    for freeze in (False, True):
+        a, b, scale = factors(layout)
+        (a if frozen == "a" else b)[0].requires_grad_(not freeze)
+        x = random(2, 5, 6)
+        ops.lora_linear(x, random(9, 6).detach(), a, b, scale, layout).square().sum().backward()
+        gradients.append([x.grad, *(tensor.grad for tensor in (*a, *b))])
+    place = 1 if frozen == "a" else 3
+    assert gradients[1][place] is None
+    for index, (found, expected) in enumerate(zip(*gradients[::-1], strict=True)):
+        assert index == place or torch.equal(found, expected)

@@ -30,6 +30,26 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "twelve_datasets": {"domains": dict.fromkeys(TWELVE, ("unseen", "see source")), "seeds": SEEDS, "queries": 20},
     "wild": {"tir": {"embedding": -25.0, "reranking": 60.0}, "queries": 6, "noise": 0.3, "layers": 36},
     "no_logs": {"conflicts": False},
+    "arms": {
+        "tir": {"embedding": 6.0, "reranking": 4.0},
+        "seeds": SEEDS,
+        "noise": 0.03,
+        "arms": {
+            "joint_moe": {"embedding": 3.0, "reranking": 1.0},
+            "moe_token": {"embedding": 4.0, "reranking": 5.0},
+            "hard_switch": {"embedding": 1.0, "reranking": 2.5},
+            "uniform": {"embedding": 6.5, "reranking": 3.5},
+            "random_frozen": {"embedding": 7.0, "reranking": 30.0},
+            "rank_wise": {"embedding": 5.0, "reranking": 4.0},
+            "pcgrad": {"embedding": 6.0, "reranking": 3.0},
+        },
+    },
+    "arms_lose": {
+        "tir": {"embedding": -3.0, "reranking": -2.0},
+        "arms": {"joint_moe": {"embedding": 4.0, "reranking": 5.0}, "uniform": {"embedding": 5.0, "reranking": 4.0}},
+        "layers": 28,
+    },
+    "one_arm": {"arms": {"pcgrad": {"embedding": 3.0, "reranking": 0.4}}, "seeds": SEEDS},
 }
 
 

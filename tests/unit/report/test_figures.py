@@ -15,11 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from unimoer.report import figures, plots
+from unimoer.report import arm_plots, figures, plots
 from unimoer.report.figures import THEMED, write_figures
 from unimoer.report.files import Experiment
 
 Get = Callable[[str], Path]
+ARM_DRAWINGS = [arm_plots.draw_arms, arm_plots.draw_routing]
 DRAWINGS = [plots.draw_interference, plots.draw_scores, plots.draw_training, plots.draw_conflicts]
 
 
@@ -63,7 +64,8 @@ def test_style_stays_in_its_context(experiments: Get, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "draw"),
     [(variant, draw) for draw in DRAWINGS for variant in ("pass", "wild")]
-    + [(variant, draw) for draw in DRAWINGS[:2] for variant in ("one_dataset", "twelve_datasets")],
+    + [(variant, draw) for draw in DRAWINGS[:2] for variant in ("one_dataset", "twelve_datasets")]
+    + [(variant, draw) for draw in ARM_DRAWINGS for variant in ("arms", "arms_lose")],
 )
 def test_no_text_lies_on_text_or_leaves_the_figure(
     experiments: Get, variant: str, draw: Callable[[Experiment], Figure | None]

@@ -65,7 +65,8 @@ def reports(experiments: Get, tmp_path_factory: pytest.TempPathFactory) -> Get:
 
 
 @pytest.mark.parametrize(
-    "variant", ["pass", "marginal", "negative", "one_seed", "underpowered", "twelve_datasets", "wild", "no_logs"]
+    "variant",
+    ["pass", "marginal", "negative", "one_seed", "underpowered", "twelve_datasets", "wild", "no_logs", "arms"],
 )
 def test_one_file_that_says_what_the_decision_says(reports: Get, variant: str) -> None:
     page = reports(variant)
@@ -82,12 +83,14 @@ def test_one_file_that_says_what_the_decision_says(reports: Get, variant: str) -
     assert not parser.tags & {"script", "link", "iframe", "img"}
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert not re.search(r"\b(nan|None|Undefined)\b", re.sub(r"<svg.*?</svg>|<style.*?</style>", "", text, flags=re.S))
-    assert text.count("<svg") == (2 if variant == "no_logs" else 4)
+    assert text.count("<svg") == {"no_logs": 2, "arms": 6}.get(variant, 4)
+    assert ('id="arms"' in text) == ('id="routing"' in text) == (variant == "arms")
     for task, found in decision["tasks"].items():
         assert html.escape(wording.task_sentence(task, found, "ndcg@10"), quote=True) in text.replace("&#39;", "&#x27;")
 
     markdown = (page.parent / "report.md").read_text("utf-8")
     assert wording.headline(decision) in markdown and "## Provenance" in markdown
+    assert ("## Arms" in markdown) == ("## Routing" in markdown) == (variant == "arms")
     for image in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (page.parent / image).exists()
 

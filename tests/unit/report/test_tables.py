@@ -36,20 +36,24 @@ def test_renderings_of_a_small_table() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["pass", "one_seed", "underpowered", "one_dataset", "twelve_datasets", "wild", "no_logs"]
+    "variant",
+    ["pass", "one_seed", "underpowered", "one_dataset", "twelve_datasets", "wild", "no_logs", "arms", "one_arm"],
 )
 def test_every_table_is_rectangular_and_complete(experiments: Get, variant: str) -> None:
     experiment = Experiment.read(experiments(variant))
     tables = {table.name: table for table in build_tables(experiment)}
     expected = {"tir", "scores_embedding", "scores_reranking", "metrics", "datasets", "runs"}
-    assert set(tables) == expected | (set() if variant == "no_logs" else {"conflicts"})
+    expected |= set() if variant == "no_logs" else {"conflicts"}
+    arms = {"arms", "arms_embedding", "arms_reranking", "arms_datasets_embedding", "arms_datasets_reranking"}
+    expected |= {"arms": arms | {"routing"}, "one_arm": arms}.get(variant, set())
+    assert set(tables) == expected
     for table in tables.values():
         assert table.rows and all(len(row) == len(table.columns) for row in table.rows)
         assert not any(re.search("nan|None", cell.text) for row in table.rows for cell in row)
         rows = [line for line in table.latex().splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {len(table.columns) - 1}
     assert len(tables["tir"].rows) == 2 * (1 + len(experiment.datasets))
-    assert len(tables["runs"].rows) == 3 * len(experiment.seeds)
+    assert len(tables["runs"].rows) == (3 + len(experiment.extra_arms)) * len(experiment.seeds)
 
 
 def test_numbers_are_those_of_the_decision(experiments: Get) -> None:
@@ -83,7 +87,9 @@ def test_files_of_tables(experiments: Get) -> None:
     assert not list((experiment.folder / "tables").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("variant", ["pass", "fail", "marginal", "negative", "one_seed", "underpowered", "wild"])
+@pytest.mark.parametrize(
+    "variant", ["pass", "fail", "marginal", "negative", "one_seed", "underpowered", "wild", "arms"]
+)
 def test_terminal_summary_fits_eighty_columns(experiments: Get, variant: str) -> None:
     folder = experiments(variant)
     decision, results = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("decision", "results"))

@@ -14,7 +14,8 @@ import tiny
 from unimoer.config import ExperimentConfig, OptimizerConfig
 from unimoer.errors import UserError
 from unimoer.training import loop
-from unimoer.training.loop import build_optimizer, learning_rate
+from unimoer.training.loop import build_optimizer
+from unimoer.training.modes import Step, learning_rate
 from unimoer.training.state import latest_state
 from unimoer.types import Task, TrainingMode
 
@@ -23,7 +24,7 @@ Make = Callable[..., dict[str, Any]]
 
 def rates(schedule: str, total: int, warmup: float) -> list[float]:
     config = OptimizerConfig.model_validate({"schedule": schedule, "warmup_ratio": warmup})
-    return [learning_rate(config, step, total) for step in range(total)]
+    return [learning_rate(config, Step((), place, total)) for place in range(total)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -57,11 +58,8 @@ def test_the_head_has_a_rate_of_its_own_and_embedding_no_head(base: Path) -> Non
         for mode in TrainingMode
     }
     adapter = sum(1 for name in model.trainable() if not name.startswith("head."))
-    assert counts == {
-        TrainingMode.EMB_ONLY: adapter,
-        TrainingMode.RANK_ONLY: adapter + 2,
-        TrainingMode.JOINT_SINGLE: adapter + 2,
-    }
+    assert counts.pop(TrainingMode.EMB_ONLY) == adapter
+    assert set(counts.values()) == {adapter + 2}
 
 
 @pytest.mark.parametrize("arm", ["emb_only", "rank_only"])
@@ -126,7 +124,7 @@ def test_the_schedule_reaches_the_weights_and_the_log(experiment: Make, tmp_path
         tiny.train_arm(config, "rank_only", tmp_path, stop_after=2)
     checkpoint = latest_state(tmp_path / "checkpoints")
     assert checkpoint is not None
-    moved = [t.abs().max() for name, t in load_file(checkpoint / "adapter.safetensors").items() if name.endswith(".b")]
+    moved = [t.abs().max() for name, t in load_file(checkpoint / "adapter.safetensors").items() if ".b." in name]
     assert float(max(moved)) == pytest.approx(0.01 / 4, rel=1e-3)
     tiny.train_arm(config, "rank_only", tmp_path)
     logged = [line["lr"] for line in tiny.lines(tmp_path / "metrics.jsonl")]
@@ -188,8 +186,8 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     """The loss itself is finite, in the middle of a run or at its very last step."""
     real, calls = loop.compute_loss, []
 
-    def compute_loss(model: Any, batch: Any, config: Any) -> Any:
-        loss, terms = real(model, batch, config)
+    def compute_loss(*arguments: Any, **options: Any) -> Any:
+        loss, terms = real(*arguments, **options)
         calls.append(loss)
         # The root's slope at zero is infinite, and infinity times zero is no number.
         return (loss + (loss * 0).sqrt() if len(calls) == bad_step else loss), terms
@@ -202,3 +200,140 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     assert checkpoint is not None
     assert checkpoint.name == f"step-{bad_step - 1}"
     assert finite(tmp_path)
+
+
+def test_stages_have_rates_of_their_own_and_the_second_starts_without_momentum(
+    experiment: Make, tmp_path: Path
+) -> None:
+    """AdamW's first step moves a parameter by the rate exactly, if its moments hold nothing of the first stage."""
+    config = tiny.parsed(
+        experiment(
+            training__staged={"stage1_lr": 1e-2, "stage2_lr": 1e-4},
+            training__optimizer={"lr": 0.5, "warmup_ratio": 0.0, "schedule": "linear", "weight_decay": 0.0},
+            training__checkpoint_every=1,
+        )
+    )
+    saved = {}
+    for stop in (7, 8):
+        with pytest.raises(tiny.InterruptedRunError):
+            tiny.train_arm(config, "joint_staged", tmp_path, stop_after=stop)
+        checkpoint = latest_state(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        # A run is stopped before its step is saved.
+        assert checkpoint.name == f"step-{stop - 1}"
+        saved[stop - 1] = load_file(checkpoint / "adapter.safetensors")
+    moved = [(saved[7][name] - saved[6][name]).abs().max() for name in saved[6] if ".b." in name]
+    assert float(max(moved)) == pytest.approx(1e-4, rel=1e-2)
+    tiny.train_arm(config, "joint_staged", tmp_path)
+    lines = tiny.lines(tmp_path / "metrics.jsonl")
+    assert [line["task"] for line in lines] == ["embedding"] * 6 + ["reranking"] * 6
+    falling = [1, 1, 0.8, 0.6, 0.4, 0.2]
+    expected = [1e-2 * factor for factor in falling] + [1e-4 * factor for factor in falling]
+    assert [line["lr"] for line in lines] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gradients", ["sum", "gradnorm"])
+def test_a_mixed_step_is_the_gradient_of_the_weighted_sum(gradients: str, experiment: Make, tmp_path: Path) -> None:
+    """Taken in one go or task by task; GradNorm's own weights begin at 1."""
+    steps = {"training__embedding__steps": 1, "training__reranking__steps": 1, "training__ranking_weight": 0.3}
+    optimizer = {"lr": 1e-9, "max_grad_norm": 1e9, "accumulation": 2}
+    content = experiment(training__optimizer=optimizer, training__gradients__type=gradients, **steps)
+    config = tiny.parsed(content)
+    trained = tiny.train_arm(config, "joint_mixed", tmp_path).model
+    shared, mode = tiny.context(config), TrainingMode.JOINT_MIXED
+    samplers = tiny.build_samplers(shared, mode, 1)
+    model = tiny.arm_model(config, "joint_mixed")
+    collator = tiny.Collator(
+        model.prompter,
+        {name: domain.dataset for name, domain in shared.domains.items()},
+        instructions=shared.instructions,
+        padding="right",
+        multiple=config.training.pad_to_multiple,
+    )
+    for task, weight in ((Task.EMBEDDING, 1.0), (Task.RERANKING, 0.3)):
+        for _ in range(2):
+            loss, _ = loop.compute_loss(model, loop.next_batch(samplers[task], collator, task)[1], config.training)
+            (loss * weight / 2).backward()
+    for name, parameter in model.trainable().items():
+        # A is not reached while B is zero.
+        if ".a." not in name:
+            assert tiny.relative(trained.trainable()[name].grad, parameter.grad) < 1e-5, name
+
+
+@pytest.mark.parametrize(("arm", "weight"), [("joint_mixed", 0.3), ("joint_single", 1.0)])
+def test_the_weight_of_a_task_is_that_of_the_mode(arm: str, weight: float, experiment: Make, tmp_path: Path) -> None:
+    """Also in a mixed run's step that has this task alone; alternating tasks have no common loss to be weighed in."""
+    norms = []
+    for value in (1.0, 0.3):
+        steps = {"training__embedding__steps": 1, "training__reranking__steps": 2, "training__probe__every": 0}
+        config = tiny.parsed(experiment(training__ranking_weight=value, **steps))
+        tiny.train_arm(config, arm, tmp_path / str(value))
+        [first, *_] = (line for line in tiny.lines(tmp_path / str(value) / "metrics.jsonl"))
+        assert first["task"] == "reranking"
+        norms.append(first["grad_norm"])
+    assert norms[1] / norms[0] == pytest.approx(weight, rel=1e-5)
+
+
+def test_a_mixed_step_is_logged_once_for_each_task(experiment: Make, tmp_path: Path) -> None:
+    config = tiny.parsed(experiment(training__reranking__steps=3, training__gradients__type="cagrad"))
+    counters = tiny.train_arm(config, "joint_mixed", tmp_path).counters
+    lines = tiny.lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["task"]) for line in lines] == [
+        (step, task)
+        for step in range(1, 7)
+        for task in ("embedding", "reranking")
+        if task == "embedding" or not step % 2
+    ]
+    assert counters.task_steps == {"embedding": 6, "reranking": 3}
+    assert counters.step == 6
+    assert counters.tokens == sum(line["tokens"] for line in lines)
+    for line in lines:
+        assert ("gradient_cosine" in line) == (line["step"] % 2 == 0)
+    loss = [line["loss"] for line in lines if line["task"] == "embedding"]
+    assert len(set(loss)) == 6
+
+
+def test_a_routed_run_logs_its_routers_and_pays_for_them(experiment: Make, tmp_path: Path) -> None:
+    config = tiny.parsed(experiment(model__adapter={"rank": 12, "alpha": 12.0}, training__routing_every=4))
+    trained = tiny.train_arm(config, "joint_moe", tmp_path)
+    lines = tiny.lines(tmp_path / "routing.jsonl")
+    # Steps 1 and 4 of each task, which are 1, 7 and 2, 8 of the run; three layers.
+    assert sorted({(line["step"], line["task"]) for line in lines}) == [
+        (1, "embedding"),
+        (2, "reranking"),
+        (7, "embedding"),
+        (8, "reranking"),
+    ]
+    assert len(lines) == 12
+    assert {line["router"] for line in lines} == {"0", "1", "2"}
+    assert all(sum(line["weights"]) == pytest.approx(1) for line in lines)
+    metrics = tiny.lines(tmp_path / "metrics.jsonl")
+    # There is no balance until the other task has been seen.
+    assert ["load_balance" in line for line in metrics] == [False, *[True] * 11]
+    assert all(line["router_z"] > 0 for line in metrics)
+    fresh = tiny.arm_model(config, "joint_moe").state()
+    routers = {name for name in fresh if ".routers." in name}
+    assert routers
+    assert all(not torch.equal(trained.model.state()[name], fresh[name]) for name in routers)
+
+
+@pytest.mark.parametrize("arm", ["joint_single", "hard_switch"])
+def test_a_run_that_weighs_nothing_has_no_routing_to_tell(arm: str, experiment: Make, tmp_path: Path) -> None:
+    tiny.train_arm(tiny.parsed(experiment(model__adapter={"rank": 8})), arm, tmp_path)
+    path = tmp_path / "routing.jsonl"
+    assert path.exists() == (arm == "hard_switch")
+    assert not path.exists() or not path.read_text()
+
+
+def test_loss_free_balancing_moves_the_bias_by_its_rate_every_step(experiment: Make, tmp_path: Path) -> None:
+    router = {"type": "topk", "k": 1, "bias_rate": 0.01, "aux_loss_weight": 0.0, "z_loss_weight": 0.0}
+    arm = {"mode": "joint_moe", "experts": {"a": 1, "b": 1, "c": 2}, "router": router}
+    content = experiment(model__adapter={"rank": 12, "alpha": 12.0}, custom_arms={"free": arm}, arms=["free"])
+    model = tiny.train_arm(tiny.parsed(content), "free", tmp_path).model
+    biases = [tensor for name, tensor in model.state().items() if name.endswith(".bias") and ".routers." in name]
+    assert len(biases) == 3
+    for bias in biases:
+        # 12 steps: an even number of moves of 0.01, less those of a load that was even to the text.
+        assert bias.abs().max() <= 0.12 + 1e-6
+        assert torch.allclose((bias / 0.01).round() * 0.01, bias, atol=1e-6)
+    assert any(bias.any() for bias in biases)

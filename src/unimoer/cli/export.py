@@ -1,0 +1,61 @@
+"""`unimoer export RUN --output DIR`: trained weights for PEFT, transformers and sentence-transformers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unimoer.types import Task
+
+
+class Form(StrEnum):
+    PEFT = "peft"
+    MERGED = "merged"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint folder.")],
+    output: Annotated[Path, typer.Option(help="A new folder; one subfolder a task.")],
+    form: Annotated[
+        Form, typer.Option("--format", help="peft: LoRA adapters. merged: plain models, for sentence-transformers too.")
+    ] = Form.PEFT,
+) -> None:
+    """Export a run with fixed weights for other programs, one folder for each task that it was trained for.
+
+    Plain LoRA, hard switch, hard switch with a shared expert, uniform. Each folder has a README with code that runs.
+    """
+    import torch
+
+    from unimoer.experiments.evaluation import checkpoint_folder
+    from unimoer.model.checkpoint import load_model, read_description
+    from unimoer.model.export import check_new, export_model
+    from unimoer.model.merging import check_fixed
+
+    checkpoint = checkpoint_folder(run)
+    # What can be refused is refused before the base is loaded.
+    check_new(output)
+    check_fixed(read_description(checkpoint)["model"].adapter)
+    tasks = trained_tasks(checkpoint)
+    model = load_model(checkpoint, torch.device("cpu"))
+    console = Console(markup=False, emoji=False)
+    for folder in export_model(model, output, form=form.value, tasks=tasks):
+        console.print(f"{form.value}  {folder}", highlight=False, soft_wrap=True)
+
+
+def trained_tasks(checkpoint: Path) -> tuple[Task, ...]:
+    """The tasks of the run that a checkpoint lies in; both for a checkpoint on its own."""
+    import yaml
+
+    from unimoer.config import parse_config
+    from unimoer.files import read_json
+
+    run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+    config, status = run / "config.yaml", run / "status.json"
+    if not (config.is_file() and status.is_file()):
+        return tuple(Task)
+    settings = parse_config(yaml.safe_load(config.read_text(encoding="utf-8")), str(config))
+    return settings.arm(read_json(status)["arm"]).mode.tasks

@@ -1,0 +1,65 @@
+"""An arm's own configuration: the experiment's, with what the arm changes, and ranks that fit the common size."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unimoer.config import ArmConfig, ExperimentConfig, ModelConfig, parse_config, parse_model
+from unimoer.model.budget import BaseShape, measure_base, router_parameters, solve_ranks
+
+
+@cache
+def _shape(model: ModelConfig) -> BaseShape:
+    return measure_base(model)
+
+
+def arm_settings(config: ExperimentConfig, name: str) -> tuple[ExperimentConfig, ModelConfig]:
+    """What the run of an arm trains with, and the model that it trains.
+
+    Raises:
+        UserError: an override of the arm is wrong, or no ranks fit.
+    """
+    arm = config.arm(name)
+    settings = _override(config, arm, name)
+    if arm.router is None or arm.experts is None:
+        return settings, settings.model
+    adapter = settings.model.adapter
+    ranks = solve_ranks(adapter, arm.experts, arm.router, _shape(settings.model), rank_wise=arm.rank_wise)
+    content = adapter.model_dump(mode="json") | {
+        "experts": ranks,
+        "router": arm.router.model_dump(mode="json"),
+        "rank_wise": arm.rank_wise,
+    }
+    model = settings.model.model_dump(mode="json") | {"adapter": content}
+    return settings, parse_model(model, f"arm '{name}'")
+
+
+def _override(config: ExperimentConfig, arm: ArmConfig, name: str) -> ExperimentConfig:
+    if not arm.set:
+        return config
+    content: Any = OmegaConf.create(config.model_dump(mode="json"))
+    for key, value in arm.set.items():
+        if key.endswith(".type"):
+            key, value = key.removesuffix(".type"), {"type": value}
+        # A union's member is replaced, not merged: the fields of the old one would be unknown to the new one.
+        OmegaConf.update(content, key, value, merge=not (isinstance(value, dict) and "type" in value))
+    return parse_config(OmegaConf.to_container(content), f"arm '{name}'")
+
+
+def count_parameters(model: ModelConfig) -> dict[str, int]:
+    """Trainable parameters of a model's adapters and routers, before it is built; score heads are the same for all."""
+    adapter = model.adapter
+    plain = model.model_copy(update={"adapter": adapter.model_copy(update={"experts": None, "router": None})})
+    shape = _shape(plain)
+    ranks = [adapter.ranks(layer) for layer in range(shape.layers)]
+    routers = 0
+    if adapter.router is not None:
+        units = [len(adapter.owners(layer)) for layer in range(shape.layers)]
+        routers = router_parameters(adapter.router, units, shape)
+    return {
+        "adapter_parameters": round(sum(sum(layer.values()) for layer in ranks) * shape.rank_cost),
+        "router_parameters": routers,
+    }

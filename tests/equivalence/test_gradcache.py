@@ -1,0 +1,113 @@
+"""The cached contrastive loss is the plain one: same value, same gradients, dropout included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from unimoer.config.gradients import PCGradConfig
+from unimoer.losses.contrastive import infonce
+from unimoer.model.unified import UnifiedModel
+from unimoer.training.gradcache import cached_loss, split_rows
+from unimoer.training.multitask import build_combiner
+from unimoer.types import Task, TokenBatch
+
+TOLERANCE = 5e-6
+"""Of gradients through three layers: chunks sum them over rows in another order."""
+QUERIES = tiny.batch(tiny.ids([5, 3, 7, 4, 6], seed=1))
+DOCUMENTS = tiny.batch(tiny.ids([9, 12, 8, 10, 11, 7, 9, 12, 10, 8], seed=2))
+RELEVANT = torch.eye(5, 10, dtype=torch.bool)
+SIDE = 0.1
+
+
+def model(base: Path, dropout: float = 0.0, **changes: Any) -> UnifiedModel:
+    """Adapters that are not neutral, training as the loop does."""
+    adapter = {"rank": 4, "alpha": 8.0, "dropout": dropout}
+    return tiny.build(base, noise=0.1, adapter=adapter, **changes).train()
+
+
+def embedder(one: UnifiedModel) -> Any:
+    """Embeddings, and a mean over rows in place of a router's loss."""
+
+    def embed(chunk: TokenBatch) -> tuple[Tensor, Tensor]:
+        vectors = one.embed(chunk)
+        return vectors, SIDE * vectors.abs().sum(1).mean()
+
+    return embed
+
+
+def contrast(embeddings: Tensor) -> tuple[Tensor, dict[str, float]]:
+    queries, documents = embeddings.split([5, 10])
+    return infonce(queries, documents, RELEVANT, temperature=0.05, false_negative_margin=0.1)
+
+
+def chunks(rows: int) -> list[TokenBatch]:
+    return [*split_rows(QUERIES, rows), *split_rows(DOCUMENTS, rows)]
+
+
+def plain(one: UnifiedModel, parts: list[TokenBatch]) -> Tensor:
+    vectors = [one.embed(part) for part in parts]
+    side = SIDE * torch.cat(vectors).abs().sum(1).mean()
+    return contrast(torch.cat(vectors))[0] + side
+
+
+def cached(one: UnifiedModel, parts: list[TokenBatch]) -> Tensor:
+    return cached_loss(parts, embedder(one), contrast, list(one.trainable().values()))[0]
+
+
+def agree(one: UnifiedModel, other: UnifiedModel) -> None:
+    twins = other.trainable()
+    for name, parameter in one.trainable().items():
+        if name.startswith("head."):
+            assert parameter.grad is None
+        else:
+            assert tiny.relative(parameter.grad, twins[name].grad) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_dropout_it_is_the_plain_loss_of_the_same_chunks(checkpointing: bool, base: Path) -> None:
+    """Masks are drawn chunk by chunk, so the plain pass goes through the same chunks, all graphs at once."""
+    one, other = (model(base, 0.3, gradient_checkpointing=on) for on in (checkpointing, False))
+    torch.manual_seed(5)
+    expected = plain(other, chunks(2))
+    expected.backward()
+    torch.manual_seed(5)
+    found = cached(one, chunks(2))
+    found.backward()
+    assert tiny.relative(found, expected) < TOLERANCE
+    agree(one, other)
+    # The masks matter: with others, the gradients are others.
+    stranger = model(base, 0.3)
+    torch.manual_seed(6)
+    plain(stranger, chunks(2)).backward()
+    with pytest.raises(AssertionError):
+        agree(one, stranger)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10])
+def test_without_dropout_it_is_the_plain_loss_whatever_the_chunks(rows: int, base: Path) -> None:
+    one, other = model(base), model(base)
+    expected = plain(other, [QUERIES, DOCUMENTS])
+    expected.backward()
+    found = cached(one, chunks(rows))
+    found.backward()
+    assert tiny.relative(found, expected) < TOLERANCE
+    agree(one, other)
+
+
+def test_surgery_sees_the_gradient_of_the_whole_batch(base: Path) -> None:
+    """The cached loss of one task meets an ordinary one of the other."""
+    one, other = model(base, 0.3), model(base, 0.3)
+    for current, build in ((one, cached), (other, plain)):
+        torch.manual_seed(5)
+        losses = {Task.EMBEDDING: build(current, chunks(3)), Task.RERANKING: current.score(DOCUMENTS).square().mean()}
+        combiner = build_combiner(PCGradConfig(), tuple(Task), dict.fromkeys(Task, 1.0))
+        combiner.backward(losses, list(current.trainable().values()))
+    twins = other.trainable()
+    for name, parameter in one.trainable().items():
+        assert tiny.relative(parameter.grad, twins[name].grad) < TOLERANCE, name

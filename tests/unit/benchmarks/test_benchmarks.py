@@ -1,0 +1,84 @@
+"""What the benchmarks compare is the same computation, and their arithmetic is right; how fast it is, no test says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import tiny
+from unimoer.benchmarks import memory
+from unimoer.benchmarks.arms import LoopOverExperts
+from unimoer.benchmarks.pairs import alternate, report
+from unimoer.config import AdapterConfig
+from unimoer.config.router import SparsegenConfig
+from unimoer.model.adapter import MoELoRALinear
+from unimoer.model.routing import Routing
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("routed", [True, False])
+def test_the_loop_over_experts_computes_what_the_layer_computes(tokens: int, routed: bool) -> None:
+    torch.manual_seed(0)
+    linears = {"q_proj": nn.Linear(10, 8), "k_proj": nn.Linear(10, 4)}
+    ranks = {"embedding": 2, "reranking": 3}
+    config = AdapterConfig(rank=5, targets=("k_proj", "q_proj"), experts=ranks, router=SparsegenConfig())
+    layer = MoELoRALinear(linears, config, ranks)
+    tiny.stir(layer, 0.5)
+    x, residual = torch.randn(2, 5, 10), torch.randn(2, 5, 12)
+    routing = Routing(tuple(ranks), torch.rand(2, tokens, 2).softmax(-1)) if routed else None
+    expected = layer(x, routing, residual)
+    layer.__class__ = LoopOverExperts
+    assert tiny.relative(layer(x, routing, residual), expected) < 1e-6
+
+
+def test_contenders_take_turns_and_swap_who_goes_first() -> None:
+    calls: list[str] = []
+    seconds = alternate({name: lambda name=name: calls.append(name) for name in "ab"}, pairs=3, warmup=1)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_the_ratio_is_of_pairs_and_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = {"ours": [1.0, 2.0, 1.0], "peer": [2.0, 2.0, 4.0], "other": [1.0, 1.0, 1.0]}
+    ratio = report(Console(), "title", "texts", 8, seconds, ours="ours", peer="peer", extra={"bench": "x"})
+    assert ratio.values == (2.0, 1.0, 4.0)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["ratio"], line["low"], line["high"], line["pairs"], line["bench"]) == (2.0, 1.0, 4.0, 3, "x")
+    assert line["others"]["other"]["ratio"] == 1.0
+
+
+def test_weights_are_counted_once_and_in_their_own_precision(bases: Callable[[str], Path]) -> None:
+    model = tiny.build(bases("qwen3"))
+    alone = memory.weight_bytes([model])
+    assert alone == sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    assert memory.weight_bytes([model, model]) == alone
+    assert memory.weight_bytes([model, tiny.build(bases("qwen3"))]) == 2 * alone
+
+
+@pytest.mark.parametrize(("name", "billions"), [("Qwen3-0.6B", 0.596), ("Qwen3-4B", 4.022), ("Mistral-7B", 7.248)])
+def test_published_sizes_are_met(name: str, billions: float) -> None:
+    size, extra = memory._arithmetic(memory.ARITHMETIC[name])
+    assert size / 2e9 == pytest.approx(billions, rel=1e-3)
+    assert 0.005 < extra / size < 0.06
+
+
+def test_inference_keeps_outputs_and_gives_up_training(bases: Callable[[str], Path]) -> None:
+    """One LoRA disappears into the weights; routed experts stay, and go on being routed."""
+    batch = tiny.batch(tiny.ids([9, 4]))
+    routed = {"rank": 4, "alpha": 8.0, "experts": {"embedding": 2, "reranking": 2}, "router": {"type": "sparsegen"}}
+    for adapter in ({"rank": 4, "alpha": 8.0}, routed):
+        model = tiny.build(bases("qwen3"), noise=0.1, adapter=adapter)
+        with torch.no_grad():
+            before = model.embed(batch)
+            assert tiny.relative(model.for_inference().embed(batch), before) < 1e-5
+        held = [name for layer in model.adapters().values() for name in layer.ranks]
+        assert bool(held) == ("router" in adapter)
+        assert not any(p.requires_grad for layer in model.adapters().values() for p in layer.parameters())
+    with pytest.raises(ValueError, match="cannot be merged"):
+        next(iter(model.adapters().values())).merge()

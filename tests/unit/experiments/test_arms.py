@@ -1,0 +1,108 @@
+"""What an arm changes in the configuration of its experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import tiny
+from unimoer.config import BUILTIN, parse_config
+from unimoer.config.gradients import GradNormConfig, PCGradConfig
+from unimoer.config.router import HardConfig
+from unimoer.errors import UserError
+from unimoer.experiments.arms import arm_settings
+from unimoer.experiments.plan import describe_arms, plan_runs
+from unimoer.types import TrainingMode
+
+Make = Callable[..., dict[str, Any]]
+ADAPTER = {"rank": 12, "alpha": 12.0, "dropout": 0.1}
+
+
+def test_every_built_in_arm_can_be_planned(experiment: Make) -> None:
+    """By its own mode, in a folder of its own, with what the plan says about it."""
+    config = tiny.parsed(experiment(arms=list(BUILTIN), model__adapter=ADAPTER))
+    runs = [run for run in plan_runs(config) if run.mode is not None]
+    assert [run.arm for run in runs] == list(BUILTIN)
+    assert len({run.folder for run in runs}) == len(BUILTIN)
+    about = describe_arms(config)
+    for run in runs:
+        assert run.mode is BUILTIN[run.arm].mode
+        assert run.tasks == run.mode.tasks
+        assert about[run.arm]["mode"] == run.mode.value
+        assert about[run.arm]["steps"].keys() == {task.value for task in run.tasks}
+    assert about["moe_token"]["granularity"] == "token"
+    assert about["hard_switch"]["experts"] == {"embedding": 6, "reranking": 6}
+    assert about["joint_single"]["experts"] == {"shared": 12}
+    assert about["famo"]["gradients"] == "famo"
+
+
+def test_an_arm_has_its_experts_and_router_and_the_rest_of_the_adapter(experiment: Make) -> None:
+    config = tiny.parsed(experiment(model__adapter=ADAPTER))
+    settings, model = arm_settings(config, "hard_switch")
+    assert settings == config
+    assert model.adapter.router == HardConfig()
+    assert (model.adapter.rank, model.adapter.alpha, model.adapter.dropout) == (12, 12.0, 0.1)
+    assert model.model_copy(update={"adapter": config.model.adapter}) == config.model
+    assert arm_settings(config, "joint_single") == (config, config.model)
+
+
+def custom(experiment: Make, changes: dict[str, Any], **more: Any) -> Any:
+    arm = {"mode": "joint_mixed", "set": changes}
+    return tiny.parsed(experiment(model__adapter=ADAPTER, custom_arms={"mine": arm}, arms=["mine"], **more))
+
+
+def test_other_settings_are_changed_by_dotted_keys(experiment: Make) -> None:
+    config = custom(experiment, {"training.optimizer.lr": 0.5, "model.embedding.attention": "bidirectional"})
+    settings, model = arm_settings(config, "mine")
+    assert settings.training.optimizer.lr == 0.5
+    assert settings.training.optimizer.weight_decay == config.training.optimizer.weight_decay
+    assert model.embedding.attention == "bidirectional"
+    assert config.training.optimizer.lr == 1e-2
+
+
+@pytest.mark.parametrize("changes", [{"training.gradients.type": "pcgrad"}, {"training.gradients": {"type": "pcgrad"}}])
+def test_another_member_of_a_union_takes_nothing_over(changes: dict[str, Any], experiment: Make) -> None:
+    gradients = {"type": "gradnorm", "alpha": 0.7}
+    config = custom(experiment, changes, training__gradients=gradients)
+    assert config.training.gradients == GradNormConfig(alpha=0.7)
+    assert arm_settings(config, "mine")[0].training.gradients == PCGradConfig()
+
+
+def test_its_fields_can_follow_the_type(experiment: Make) -> None:
+    config = custom(experiment, {"training.gradients.type": "gradnorm", "training.gradients.alpha": 0.5})
+    assert arm_settings(config, "mine")[0].training.gradients == GradNormConfig(alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.optimizer.learning_rate": 1}, "arm 'mine': training.optimizer.learning_rate: unknown key"),
+        (
+            {"training.gradients.type": "pcgard"},
+            "arm 'mine': training.gradients.type: unknown 'pcgard'; did you mean 'p",
+        ),
+        ({"training.optimizer.lr": -1}, "arm 'mine': training.optimizer.lr: input should be greater than 0"),
+    ],
+)
+def test_a_wrong_setting_of_an_arm_is_one_line(changes: dict[str, Any], message: str, experiment: Make) -> None:
+    config = custom(experiment, changes)
+    with pytest.raises(UserError) as caught:
+        arm_settings(config, "mine")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_router_that_does_not_fit_the_solved_ranks_is_one_line(experiment: Make) -> None:
+    """`rank_wise` chooses 8 of the ranks that are left when its router is paid for."""
+    config = tiny.parsed(experiment(model__adapter={"rank": 8}))
+    with pytest.raises(UserError, match=r"^arm 'rank_wise': adapter: router\.k: 8 of 7 ranks$"):
+        arm_settings(config, "rank_wise")
+
+
+def test_arms_of_ones_own_are_named_and_kept_apart(experiment: Make) -> None:
+    content = experiment(custom_arms={"mine": {"mode": "joint_single", "set": {"training.optimizer.lr": 0.1}}})
+    config = parse_config({**content, "arms": ["mine", "joint_single"]}, "x")
+    assert config.arm("mine").mode is TrainingMode.JOINT_SINGLE
+    assert config.run_hash("mine", 1) != config.run_hash("joint_single", 1)
