@@ -230,11 +230,11 @@ def test_later_tokens_change_earlier_decisions_of_whole_texts_only(config: Any) 
         assert torch.equal(found, expected) == (not isinstance(config, LearnedRouterConfig))
 
 
-def build(config: Any) -> FusedDecoder:
+def build(config: Any, dtype: torch.dtype = torch.float32) -> FusedDecoder:
     """Three layers of width 32."""
     adapter = AdapterConfig(rank=4, alpha=8.0, experts=dict.fromkeys(names(config), 2), router=config)
     torch.manual_seed(0)
-    decoder = build_decoder(tiny.causal_lm("qwen3", 420), adapter)
+    decoder = build_decoder(tiny.causal_lm("qwen3", 420).to(dtype), adapter)
     assert isinstance(decoder, FusedDecoder)
     return decoder
 
@@ -315,6 +315,16 @@ def test_every_layer_tells_its_decision(config: Any) -> None:
         assert (decision.clean is not None) == isinstance(config, LearnedRouterConfig)
         if decision.clean is not None:
             assert decision.logits.shape == decision.clean.shape == decision.weights.shape
+
+
+@every
+def test_beside_a_bfloat16_base_routers_and_experts_are_float32(config: Any) -> None:
+    decoder, trace = build(config, torch.bfloat16), RoutingTrace()
+    batch = tiny.batch(tiny.ids(LENGTHS))
+    states = decoder(batch, context=context_of(batch, Task.EMBEDDING), trace=trace)
+    assert states.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in decoder.parameters() if parameter.requires_grad} == {torch.float32}
+    assert {d.weights.dtype for d in trace.decisions.values() if d.weights is not None} <= {torch.float32}
 
 
 @every

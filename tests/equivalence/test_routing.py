@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from unimoer.config import AdapterConfig
+from unimoer.config.router import SoftmaxConfig
 from unimoer.losses.balance import z_loss
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.decoder import FusedDecoder, build_decoder
-from unimoer.model.routers import Router
+from unimoer.model.routers import Router, RouterFactory
 from unimoer.model.routing import RoutingContext, RoutingTrace
 from unimoer.types import Task, TokenBatch
 
@@ -178,6 +179,37 @@ def test_a_routed_text_is_one_of_merged_weights_in_transformers(variant: str, ba
             ).last_hidden_state[0]
             assert tiny.relative(found, expected) < TOLERANCE
             assert tiny.relative(body(input_ids=batch.input_ids).last_hidden_state[0], expected) > 1e-2
+
+
+def read(hidden: Tensor, mask: Tensor, granularity: str) -> Tensor:
+    """What each decision reads, token by token and text by text, in float64: `[B, T or 1, d]`."""
+    texts = []
+    for row, real in zip(hidden.double(), mask.bool(), strict=True):
+        means = torch.stack(
+            [row[: end + 1][real[: end + 1]].sum(0) / max(1, int(real[: end + 1].sum())) for end in range(len(row))]
+        )
+        texts.append({"token": row, "causal": means, "sequence": means[-1:]}[granularity])
+    return torch.stack(texts)
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "causal", "token"])
+def test_a_decision_is_the_softmax_of_a_linear_map_of_what_it_reads(granularity: str) -> None:
+    """And its gradient reaches the states, so that earlier layers learn what routing needs."""
+    torch.manual_seed(0)
+    router = RouterFactory(SoftmaxConfig(granularity=granularity, temperature=0.7), 1)("abc", 3, 16, 0).eval()
+    tiny.stir(router, 0.3)
+    hidden, twin = torch.randn(3, 6, 16, requires_grad=True), router.weight.detach().double().requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    found = router(hidden, RoutingContext(Task.EMBEDDING, mask)).weights
+    expected = (read(hidden, mask, granularity) @ twin.t() / 0.7).softmax(-1)
+    real = mask.bool() if granularity != "sequence" else torch.ones(3, 1, dtype=torch.bool)
+    assert found.shape == expected.shape
+    assert tiny.relative(found[real], expected[real]) < 1e-6
+    upstream = torch.randn(int(real.sum()), 3)
+    ours = torch.autograd.grad((found[real] * upstream).sum(), [hidden, router.weight])
+    theirs = torch.autograd.grad((expected[real] * upstream).sum(), [hidden, twin])
+    for one, other in zip(ours, theirs, strict=True):
+        assert tiny.relative(one, other) < 1e-6
 
 
 def test_routers_stand_where_there_is_something_to_route(base: Path) -> None:

@@ -64,6 +64,7 @@ BUILTIN: dict[str, ArmConfig] = {
     "joint_moe": _routed(SparsegenConfig()),
     "moe_causal": _routed(SparsegenConfig(granularity="causal")),
     "moe_token": _routed(SparsegenConfig(granularity="token")),
+    "moe_task": _routed(SparsegenConfig(task_aware=True)),
     "hard_switch": _routed(HardConfig(), TASK_EXPERTS),
     "hard_shared": _routed(HardSharedConfig()),
     "similarity": _routed(SimilarityConfig(), TASK_EXPERTS),

@@ -23,6 +23,9 @@ class LearnedRouterConfig(_RouterConfig):
     token alone. `sequence` gives up causality: the prefix of a text cannot be computed once and shared."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits."""
+    task_aware: bool = False
+    """Add a learned number for each task and expert to the logits: the task is known, and the text need not give it
+    away."""
     noise_epsilon: float = Field(0.01, ge=0, lt=1)
     """While training, the router's input is multiplied by numbers from [1 - e, 1 + e] (Switch's jitter)."""
     logit_noise: float = Field(0.0, ge=0)
@@ -138,6 +141,7 @@ class RandomFrozenConfig(LearnedRouterConfig):
     type: Literal["random_frozen"] = "random_frozen"
     spread: float = Field(1.0, gt=0)
     """Standard deviation of the logits."""
+    task_aware: Literal[False] = False
     aux_loss_weight: float = Field(0.0, ge=0, le=0)
     z_loss_weight: float = Field(0.0, ge=0, le=0)
 

@@ -71,6 +71,8 @@ class OptimizerConfig(Strict):
     lr: float = Field(2e-4, gt=0)
     head_lr: float | None = Field(None, gt=0)
     """For a learned score head; `lr` when empty."""
+    router_lr: float | None = Field(None, gt=0)
+    """For learned routers; `lr` when empty. Routers learn slowly: what they decide matters only once experts differ."""
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)

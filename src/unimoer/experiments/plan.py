@@ -70,6 +70,7 @@ def describe_arms(config: ExperimentConfig) -> dict[str, Any]:
             "mode": mode.value,
             "router": None if router is None else router.type,
             "granularity": getattr(router, "granularity", None),
+            "rank_wise": model.adapter.rank_wise,
             "experts": model.adapter.experts or {SHARED: model.adapter.rank},
             "gradients": settings.training.gradients.type,
             **count_parameters(model),

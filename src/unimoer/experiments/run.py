@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,10 +59,22 @@ def is_done(folder: Path) -> bool:
     return (folder / "status.json").exists() and read_json(folder / "status.json").get("state") == "done"
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure the peak anew, where that can be done: runs share a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak resident memory of this process, or peak allocated memory of the GPU, in MiB."""
+    """Peak resident memory of this process since `reset_peak_memory`, or peak allocated memory of the GPU, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     # Linux counts kibibytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -267,6 +280,7 @@ def _report_texts(progress: Progress, title: str, done: int, total: int) -> None
 def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
     """Bring one run to its end from wherever it stands."""
     config = context.config
+    reset_peak_memory(context.device)
     folder.mkdir(parents=True, exist_ok=True)
     check_same_run(context, run, folder)
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -34,14 +34,12 @@ Progress = Callable[[int, int, Counters, Task, str], None]
 def build_optimizer(model: UnifiedModel, config: OptimizerConfig, mode: TrainingMode) -> torch.optim.AdamW:
     """AdamW over what a mode's tasks reach. A specialist for embedding does not carry the score head."""
     task = mode.tasks[0] if len(mode.tasks) == 1 else None
-    adapter: list[nn.Parameter] = []
-    head: list[nn.Parameter] = []
+    rates = {"adapter": config.lr, "router": config.router_lr or config.lr, "head": config.head_lr or config.lr}
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
     for name, parameter in model.trainable(task).items():
-        (head if name.startswith("head.") else adapter).append(parameter)
-    groups = [{"params": adapter, "peak_lr": config.lr, "lr": config.lr}]
-    if head:
-        rate = config.head_lr or config.lr
-        groups.append({"params": head, "peak_lr": rate, "lr": rate})
+        kind = "head" if name.startswith("head.") else "router" if ".routers." in name else "adapter"
+        members[kind].append(parameter)
+    groups = [{"params": found, "peak_lr": rates[kind], "lr": rates[kind]} for kind, found in members.items() if found]
     return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
 
 
@@ -91,7 +89,9 @@ def train(
             optimizer.state.clear()
         factor = learning_rate(settings.optimizer, step)
         for group in optimizer.param_groups:
-            group["lr"] = (group["peak_lr"] if step.lr is None else step.lr) * factor
+            # A stage has a rate for the adapter; the others keep their proportion to it.
+            stage = 1.0 if step.lr is None else step.lr / settings.optimizer.lr
+            group["lr"] = group["peak_lr"] * stage * factor
         optimizer.zero_grad(set_to_none=True)
         logs = {task: StepLog() for task in step.tasks}
         batches: list[dict[Task, Batch]] = []

@@ -37,6 +37,11 @@ def test_every_run_is_evaluated_on_what_it_was_trained_for(experiment: Make) -> 
     assert runs["joint_single", 5].mode is TrainingMode.JOINT_SINGLE
 
 
+def test_every_learned_head_starts_at_random(experiment: Make) -> None:
+    runs = plan_runs(tiny.parsed(experiment(seeds=[5, 6], model__reranking={"pooling": "last", "head": "mlp"})))
+    assert [run.seed for run in runs if run.arm == "untrained"] == [5, 6]
+
+
 def test_without_a_random_head_one_untrained_run_serves_all_seeds(experiment: Make) -> None:
     runs = plan_runs(tiny.parsed(experiment(seeds=[5, 6], model__reranking=YES_NO)))
     assert [run.seed for run in runs if run.arm == "untrained"] == [5]

@@ -23,6 +23,7 @@ from unimoer.experiments.plan import plan_runs
 from unimoer.experiments.run import is_done
 from unimoer.experiments.runner import locked, run_experiment, run_single, workload
 from unimoer.files import read_json
+from unimoer.model.checkpoint import load_model
 from unimoer.types import Task
 
 Make = Callable[..., dict[str, Any]]
@@ -225,6 +226,22 @@ def test_what_is_evaluated_is_not_evaluated_again(experiment: Make, tmp_path: Pa
     after = snapshot(tmp_path / "run" / "eval")
     assert {name: after[name] for name in before} == before
     assert len(after) == 2 * len(before)
+
+
+def test_a_similarity_arm_keeps_examples_for_its_pilots_and_ends_with_them(experiment: Make, tmp_path: Path) -> None:
+    """Fitted after training, saved with the model, and used in its evaluation."""
+    arm = {"mode": "joint_moe", "experts": {"embedding": 1, "reranking": 1}}
+    arm["router"] = {"type": "similarity", "pilot_queries": 8}
+    content = experiment(arms=["mine"], custom_arms={"mine": arm}, training__probe__every=0)
+    single(content, tmp_path / "run")
+    assert is_done(tmp_path / "run")
+    model = load_model(tmp_path / "run" / "checkpoints" / "final", tiny.CPU)
+    # Of each domain: queries, documents and pairs, by whichever expert did better.
+    assert 6 <= len(model.pilots.owners) <= 12
+    assert model.pilots.vectors.shape == (len(model.pilots.owners), 32)
+    arm["router"]["pilot_queries"] = 31
+    with pytest.raises(UserError, match="60 training queries are too few to keep 31 of them for pilots"):
+        single(experiment(arms=["mine"], custom_arms={"mine": arm}), tmp_path / "other")
 
 
 def test_a_diverged_run_stops_with_one_line_and_makes_no_final(experiment: Make, tmp_path: Path) -> None:

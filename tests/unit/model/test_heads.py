@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unimoer.model.heads import LinearHead, YesNoHead, pool
+from unimoer.model.heads import LinearHead, MLPHead, YesNoHead, pool
 
 MASKS = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1], [0, 1, 1, 1]])
 
@@ -56,3 +56,13 @@ def test_linear_head_is_a_projection_without_bias_at_first() -> None:
     assert torch.allclose(head(state), (state * head.projection.weight).sum(1), atol=1e-6)
     assert head(state).shape == (5,)
     assert float(head.projection.weight.detach().std()) == pytest.approx(1 / 8, rel=0.3)
+
+
+def test_mlp_head_is_a_network_of_one_hidden_layer_without_biases_at_first() -> None:
+    torch.manual_seed(0)
+    head, state = MLPHead(64, torch.device("cpu")), torch.randn(500, 64)
+    hidden = nn.functional.gelu(state @ head.hidden.weight.t())
+    assert hidden.shape == (500, 32)
+    assert torch.allclose(head(state), hidden @ head.projection.weight[0], atol=1e-6)
+    assert 0.1 < float(head(state).detach().std()) < 2
+    assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}

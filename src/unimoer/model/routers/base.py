@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from unimoer.config.router import LearnedRouterConfig
 from unimoer.model.routing import Routing, RoutingContext
+from unimoer.types import Task
+
+TASKS = tuple(Task)
 
 
 class Router(nn.Module):
@@ -40,6 +43,8 @@ class Router(nn.Module):
         self.experts = tuple(name for name in self.experts if name != expert)
         for name, dimension in self.by_unit.items():
             tensor = getattr(self, name)
+            if tensor is None:
+                continue
             rest = tensor.detach().index_select(dimension, kept)
             setattr(self, name, nn.Parameter(rest, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else rest)
 
@@ -51,13 +56,14 @@ class LearnedRouter(Router):
     (or says otherwise).
     """
 
-    by_unit: ClassVar[Mapping[str, int]] = {"weight": 0}
+    by_unit: ClassVar[Mapping[str, int]] = {"weight": 0, "task_bias": 1}
 
     def __init__(self, config: LearnedRouterConfig, experts: Sequence[str], units: int, width: int) -> None:
         super().__init__(experts)
         self.base = config
         # Small logits: every router starts close to uniform, so that every expert gets a gradient.
         self.weight = nn.Parameter(torch.randn(units, width) * (0.1 * width**-0.5))
+        self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
 
     @property
     def units(self) -> int:
@@ -79,7 +85,10 @@ class LearnedRouter(Router):
             # Never in place: in float32 `x` is the very tensor that the projections read.
             low, high = 1 - self.base.noise_epsilon, 1 + self.base.noise_epsilon
             x = x * torch.empty_like(x).uniform_(low, high)
-        logits = self.project(x, self.weight, context) / self.base.temperature
+        logits = self.project(x, self.weight, context)
+        if self.task_bias is not None:
+            logits = logits + self.task_bias[TASKS.index(context.task)]
+        logits = logits / self.base.temperature
         if self.training and self.base.logit_noise > 0:
             logits = logits + torch.randn_like(logits) * self.base.logit_noise
         clean, losses = self.weigh(logits, x, context)

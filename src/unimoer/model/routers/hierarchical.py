@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unimoer.config.router import HierarchicalConfig
-from unimoer.model.routers.base import LearnedRouter
+from unimoer.model.routers.base import TASKS, LearnedRouter
 from unimoer.model.routing import RoutingContext
-from unimoer.types import Task
-
-TASKS = tuple(Task)
 
 
 class HierarchicalRouter(LearnedRouter):
@@ -25,7 +22,7 @@ class HierarchicalRouter(LearnedRouter):
     their own A; and the divergence loss falls on the token router alone, batch by batch.
     """
 
-    by_unit: ClassVar[Mapping[str, int]] = {"weight": 0, "task_logits": 1}
+    by_unit: ClassVar[Mapping[str, int]] = {**LearnedRouter.by_unit, "task_logits": 1}
 
     def __init__(
         self, config: HierarchicalConfig, experts: Sequence[str], units: int, width: int, depth: float

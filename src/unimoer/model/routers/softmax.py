@@ -31,7 +31,7 @@ class TopKRouter(LearnedRouter):
     probabilities are a softmax's, not sigmoids.
     """
 
-    by_unit: ClassVar[Mapping[str, int]] = {"weight": 0, "bias": 0, "load": 0}
+    by_unit: ClassVar[Mapping[str, int]] = {**LearnedRouter.by_unit, "bias": 0, "load": 0}
     bias: Tensor
     load: Tensor
 

@@ -1,0 +1,61 @@
+"""A learned router that is told the task, and a rate of its own for routers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from unimoer.config import OptimizerConfig
+from unimoer.model.routing import RoutingTrace
+from unimoer.model.unified import UnifiedModel
+from unimoer.training.loop import build_optimizer
+from unimoer.types import Task, TrainingMode
+
+Bases = Callable[[str], Path]
+EXPERTS = {"embedding": 2, "reranking": 2, "shared": 4}
+
+
+def build(base: Path, router: str, **more: object) -> UnifiedModel:
+    adapter = {"rank": 8, "experts": EXPERTS, "router": {"type": router, **more}}
+    return tiny.build(base, adapter=adapter, noise=0.1)
+
+
+def weights(model: UnifiedModel, task: Task) -> torch.Tensor:
+    trace = RoutingTrace()
+    batch = tiny.batch(tiny.ids([7, 4]))
+    with torch.no_grad():
+        (model.embed if task is Task.EMBEDDING else model.score)(batch, trace)
+    found = trace.decisions["0"].weights
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("router", ["sparsegen", "softmax", "topk", "tsallis", "hierarchical"])
+def test_the_same_text_is_routed_by_task_only_where_the_router_is_told_it(router: str, bases: Bases) -> None:
+    told, blind = build(bases("qwen3"), router, task_aware=True), build(bases("qwen3"), router)
+    for model in (told, blind):
+        first: torch.nn.Module = model.decoder.layers[0].routers["layer"]  # type: ignore[assignment, index, union-attr]
+        if model is told:
+            with torch.no_grad():
+                first.task_bias.copy_(torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]))  # type: ignore[operator]
+        same = torch.allclose(weights(model, Task.EMBEDDING), weights(model, Task.RERANKING))
+        # The hierarchical router knows the task anyway, where its gate lets it.
+        assert same is (model is blind)
+    told.remove_expert("shared")
+    assert weights(told, Task.EMBEDDING).shape[-1] == 2
+
+
+def test_routers_and_heads_have_rates_of_their_own(bases: Bases) -> None:
+    model = build(bases("qwen3"), "sparsegen")
+    config = OptimizerConfig(lr=1e-3, router_lr=1e-2, head_lr=1e-4)
+    groups = build_optimizer(model, config, TrainingMode.JOINT_MOE).param_groups
+    assert [group["peak_lr"] for group in groups] == [1e-3, 1e-2, 1e-4]
+    assert sum(len(group["params"]) for group in groups) == len(model.trainable())
+    routers = {id(p) for name, p in model.trainable().items() if ".routers." in name}
+    assert {id(parameter) for parameter in groups[1]["params"]} == routers
+    plain = build_optimizer(tiny.build(bases("qwen3")), OptimizerConfig(lr=1e-3), TrainingMode.EMB_ONLY)
+    assert [group["peak_lr"] for group in plain.param_groups] == [1e-3]
