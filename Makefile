@@ -35,9 +35,11 @@ lint: $(INSTALLED) ## Check style, formatting, types and the import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: setup ## Measure training and encoding speed against PEFT and sentence-transformers
-	@$(BIN)/unimoer bench train $(ARGS)
-	@$(BIN)/unimoer bench encode $(ARGS)
+bench: setup ## Measure speed and memory against PEFT, sentence-transformers, a loop over experts and two models
+	@$(BIN)/unimoer bench train
+	@$(BIN)/unimoer bench train --arms
+	@$(BIN)/unimoer bench encode
+	@$(BIN)/unimoer bench memory
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
