@@ -39,8 +39,13 @@ JOINT = [name for name, arm in BUILTIN.items() if len(arm.mode.tasks) == 2]
 SPECIALISTS = {Task.EMBEDDING: "emb_only", Task.RERANKING: "rank_only"}
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS))
-@pytest.mark.parametrize("arm", ["joint_single", "joint_mixed", "joint_staged"])
+@pytest.mark.parametrize(
+    ("arm", "variant"),
+    [
+        *(("joint_single", variant) for variant in VARIANTS),
+        *((arm, "more of one, accumulated") for arm in ("joint_mixed", "joint_staged")),
+    ],
+)
 def test_a_joint_arm_sees_the_batches_of_each_specialist(
     arm: str, variant: str, experiment: Make, tmp_path: Path
 ) -> None:

@@ -113,28 +113,29 @@ def agree(config: ExperimentConfig, arm: str, folder: Path, stops: tuple[int, ..
         assert records(folder / "cut" / log.name) == records(log), log.name
 
 
+def short(experiment: Make, embedding: int = 4, **changes: Any) -> ExperimentConfig:
+    """A few steps, a checkpoint after each, and no probe: it has nothing of its own to resume in these modes."""
+    settings = {"training__embedding__steps": embedding, "training__reranking__steps": 4, "training__probe__every": 0}
+    return with_dropout(experiment, training__checkpoint_every=1, **settings, **changes)
+
+
 @pytest.mark.parametrize("arm", list(ROUTED))
 def test_a_resumed_routed_run_is_the_uninterrupted_one(arm: str, experiment: Make, tmp_path: Path) -> None:
+    """`staged_moe` goes on right at the boundary of its stages, where moments are thrown away."""
     adapter = {"rank": 16, "alpha": 16.0, "dropout": 0.3}
-    steps = {"training__embedding__steps": 4, "training__reranking__steps": 4, "training__routing_every": 2}
-    more: dict[str, Any] = {"model__adapter": adapter, "custom_arms": {arm: ROUTED[arm]}, "arms": [arm]}
-    config = with_dropout(experiment, training__checkpoint_every=1, **steps, **more)
-    agree(config, arm, tmp_path, (2, 3) if arm == "mixed_moe" else (3, 6))
+    config = short(experiment, model__adapter=adapter, custom_arms={arm: ROUTED[arm]}, training__routing_every=2)
+    agree(config, arm, tmp_path, (3,) if arm == "mixed_moe" else (5,))
     assert (tmp_path / "whole" / "routing.jsonl").read_text()
 
 
 def test_a_resumed_mixed_run_is_the_uninterrupted_one(experiment: Make, tmp_path: Path) -> None:
     """With more steps of one task: some have it alone, and leave the learned weights as they are."""
-    steps = {"training__embedding__steps": 6, "training__reranking__steps": 4}
-    config = with_dropout(experiment, training__gradients__type="gradnorm", training__checkpoint_every=1, **steps)
-    agree(config, "joint_mixed", tmp_path, (2, 5))
+    agree(short(experiment, embedding=6, training__gradients__type="gradnorm"), "joint_mixed", tmp_path, (2, 5))
 
 
 def test_a_resumed_staged_run_is_the_uninterrupted_one(experiment: Make, tmp_path: Path) -> None:
-    """Stopped so that it goes on before, at and after the boundary, where moments are thrown away."""
-    steps = {"training__embedding__steps": 4, "training__reranking__steps": 4}
-    config = with_dropout(experiment, training__checkpoint_every=1, **steps)
-    agree(config, "joint_staged", tmp_path, (4, 5, 6))
+    """Stopped again and again, before, at and after the boundary."""
+    agree(short(experiment), "joint_staged", tmp_path, (4, 5, 6))
 
 
 def test_a_run_may_be_stopped_again_and_again(experiment: Make, tmp_path: Path) -> None:

@@ -152,6 +152,18 @@ def test_the_sparsity_loss_asks_for_the_bound_and_no_more() -> None:
     assert made(hidden, context).losses["sparsity"].item() == 0
 
 
+def test_padding_does_not_dilute_the_sparsity_loss() -> None:
+    torch.manual_seed(0)
+    config = SparsegenConfig(granularity="token", sparsity_loss_weight=0.5, max_active=1)
+    made = RouterFactory(config, 1)(("a", "b", "c"), 3, 4, 0).eval()
+    hidden, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    expected = torch.cat([hidden[0, :3], hidden[1, :1]]).unsqueeze(0)
+    alone = RoutingContext(Task.EMBEDDING, torch.ones(1, 4, dtype=torch.long))
+    found = made(hidden, RoutingContext(Task.EMBEDDING, mask)).losses["sparsity"]
+    assert found.item() > 0
+    assert found.item() == pytest.approx(made(expected, alone).losses["sparsity"].item(), rel=1e-5)
+
+
 def test_lambda_starts_dense_stays_below_one_and_depends_on_the_text() -> None:
     """On inputs of unit size, as normalised states are; every tensor of the network learns from the first step on."""
     torch.manual_seed(0)

@@ -72,7 +72,7 @@ BUILTIN: dict[str, ArmConfig] = {
     "topk": _routed(TopKConfig()),
     "tsallis": _routed(TsallisConfig()),
     "hierarchical": _routed(HierarchicalConfig(granularity="token")),
-    "rank_wise": _routed(TopKConfig(k=8, bias_rate=1e-3, aux_loss_weight=0.0), {"shared": 1.0}, rank_wise=True),
+    "rank_wise": _routed(TopKConfig(k=4, bias_rate=1e-3, aux_loss_weight=0.0), {"shared": 1.0}, rank_wise=True),
     "uniform": _routed(UniformConfig()),
     "random_frozen": _routed(RandomFrozenConfig()),
     "joint_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED),

@@ -95,10 +95,11 @@ def test_a_wrong_setting_of_an_arm_is_one_line(changes: dict[str, Any], message:
 
 
 def test_a_router_that_does_not_fit_the_solved_ranks_is_one_line(experiment: Make) -> None:
-    """`rank_wise` chooses 8 of the ranks that are left when its router is paid for."""
-    config = tiny.parsed(experiment(model__adapter={"rank": 8}))
-    with pytest.raises(UserError, match=r"^arm 'rank_wise': adapter: router\.k: 8 of 7 ranks$"):
-        arm_settings(config, "rank_wise")
+    """The arm chooses 8 of the ranks that are left when its router is paid for."""
+    mine = {"mode": "joint_moe", "experts": {"shared": 1}, "rank_wise": True, "router": {"type": "topk", "k": 8}}
+    config = tiny.parsed(experiment(model__adapter={"rank": 8}, custom_arms={"mine": mine}))
+    with pytest.raises(UserError, match=r"^arm 'mine': adapter: router\.k: 8 of 7 ranks$"):
+        arm_settings(config, "mine")
 
 
 def test_arms_of_ones_own_are_named_and_kept_apart(experiment: Make) -> None:

@@ -211,6 +211,7 @@ def test_stages_have_rates_of_their_own_and_the_second_starts_without_momentum(
             training__staged={"stage1_lr": 1e-2, "stage2_lr": 1e-4},
             training__optimizer={"lr": 0.5, "warmup_ratio": 0.0, "schedule": "linear", "weight_decay": 0.0},
             training__checkpoint_every=1,
+            training__probe__every=0,
         )
     )
     saved = {}
@@ -294,7 +295,8 @@ def test_a_mixed_step_is_logged_once_for_each_task(experiment: Make, tmp_path: P
 
 
 def test_a_routed_run_logs_its_routers_and_pays_for_them(experiment: Make, tmp_path: Path) -> None:
-    config = tiny.parsed(experiment(model__adapter={"rank": 12, "alpha": 12.0}, training__routing_every=4))
+    adapter = {"rank": 12, "alpha": 12.0}
+    config = tiny.parsed(experiment(model__adapter=adapter, training__routing_every=4, training__probe__every=0))
     trained = tiny.train_arm(config, "joint_moe", tmp_path)
     lines = tiny.lines(tmp_path / "routing.jsonl")
     # Steps 1 and 4 of each task, which are 1, 7 and 2, 8 of the run; three layers.
@@ -319,7 +321,8 @@ def test_a_routed_run_logs_its_routers_and_pays_for_them(experiment: Make, tmp_p
 
 @pytest.mark.parametrize("arm", ["joint_single", "hard_switch"])
 def test_a_run_that_weighs_nothing_has_no_routing_to_tell(arm: str, experiment: Make, tmp_path: Path) -> None:
-    tiny.train_arm(tiny.parsed(experiment(model__adapter={"rank": 8})), arm, tmp_path)
+    content = experiment(model__adapter={"rank": 8}, training__probe__every=0)
+    tiny.train_arm(tiny.parsed(content), arm, tmp_path)
     path = tmp_path / "routing.jsonl"
     assert path.exists() == (arm == "hard_switch")
     assert not path.exists() or not path.read_text()
@@ -328,7 +331,7 @@ def test_a_run_that_weighs_nothing_has_no_routing_to_tell(arm: str, experiment: 
 def test_loss_free_balancing_moves_the_bias_by_its_rate_every_step(experiment: Make, tmp_path: Path) -> None:
     router = {"type": "topk", "k": 1, "bias_rate": 0.01, "aux_loss_weight": 0.0, "z_loss_weight": 0.0}
     arm = {"mode": "joint_moe", "experts": {"a": 1, "b": 1, "c": 2}, "router": router}
-    content = experiment(model__adapter={"rank": 12, "alpha": 12.0}, custom_arms={"free": arm}, arms=["free"])
+    content = experiment(model__adapter={"rank": 12}, custom_arms={"free": arm}, training__probe__every=0)
     model = tiny.train_arm(tiny.parsed(content), "free", tmp_path).model
     biases = [tensor for name, tensor in model.state().items() if name.endswith(".bias") and ".routers." in name]
     assert len(biases) == 3
