@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unimoer.config import ArmConfig, ExperimentConfig, ModelConfig, parse_config, parse_model
+from unimoer.errors import UserError
 from unimoer.model.budget import BaseShape, measure_base, router_parameters, solve_ranks
+from unimoer.types import TrainingMode
 
 
 @cache
@@ -20,10 +22,16 @@ def arm_settings(config: ExperimentConfig, name: str) -> tuple[ExperimentConfig,
     """What the run of an arm trains with, and the model that it trains.
 
     Raises:
-        UserError: an override of the arm is wrong, or no ranks fit.
+        UserError: an override of the arm is wrong, its mode has no two gradients to combine, or no ranks fit.
     """
     arm = config.arm(name)
     settings = _override(config, arm, name)
+    method = settings.training.gradients.type
+    if method != "sum" and len(arm.mode.tasks) > 1 and arm.mode is not TrainingMode.JOINT_MIXED:
+        raise UserError(
+            f"arm '{name}': training.gradients.type: '{method}' needs both tasks in every step, "
+            f"and mode '{arm.mode}' has one; use mode joint_mixed"
+        )
     if arm.router is None or arm.experts is None:
         return settings, settings.model
     adapter = settings.model.adapter

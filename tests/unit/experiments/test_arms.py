@@ -102,6 +102,16 @@ def test_a_router_that_does_not_fit_the_solved_ranks_is_one_line(experiment: Mak
         arm_settings(config, "mine")
 
 
+@pytest.mark.parametrize("arm", ["joint_single", "joint_staged"])
+def test_two_gradients_are_combined_where_there_are_two_or_not_at_all(arm: str, experiment: Make) -> None:
+    """An option that changes nothing would be reported as a result of the method."""
+    config = tiny.parsed(experiment(training__gradients={"type": "pcgrad"}))
+    with pytest.raises(UserError, match=f"^arm '{arm}': training.gradients.type: 'pcgrad' needs both tasks"):
+        arm_settings(config, arm)
+    for fine in ("emb_only", "joint_mixed"):
+        assert arm_settings(config, fine)[0].training.gradients.type == "pcgrad"
+
+
 def test_arms_of_ones_own_are_named_and_kept_apart(experiment: Make) -> None:
     content = experiment(custom_arms={"mine": {"mode": "joint_single", "set": {"training.optimizer.lr": 0.1}}})
     config = parse_config({**content, "arms": ["mine", "joint_single"]}, "x")
