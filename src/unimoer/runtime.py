@@ -1,29 +1,34 @@
-"""Settings of the process itself."""
+"""Settings of the process itself, to be made before its first tensor."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks for the next step instead of handing them back to the system.
+def favour_speed() -> None:
+    """Keep freed blocks for the next step, and let large tensors lie in large pages.
 
     A training step allocates and frees hundreds of megabytes of activations. By default glibc returns them, and the
     next step pays for every page again: 45,000 page faults a step of 12 layers and 1,920 tokens, 24 with this setting.
-    The process keeps its peak size instead. Does nothing where there is no glibc.
+    The process keeps its peak size instead. Pages of 2 MiB spare the look-up of 512 small ones: 4 to 9% of such a step.
+    Does nothing where there is no glibc.
     """
     _set(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1)
+    # PyTorch reads this once, at its first allocation.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def return_freed_memory() -> None:
-    """Tell glibc to hand every freed tensor back at once: the process is as small as it can be, and slower.
+def favour_memory() -> None:
+    """Hand every freed tensor back at once: the process is as small as it can be, and slower.
 
     By default glibc keeps what it thinks will be asked for again, and blocks of many sizes leave gaps between them.
     """
     _set(mmap_threshold=1 << 16, trim_threshold=1 << 16)
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
 
 
 def _set(*, mmap_threshold: int, trim_threshold: int) -> None:

@@ -21,7 +21,6 @@ from unimoer.errors import UserError
 from unimoer.model.backbone import resolve_dtype
 from unimoer.model.budget import BaseShape, router_parameters, shape_of
 from unimoer.model.unified import UnifiedModel
-from unimoer.runtime import return_freed_memory
 from unimoer.types import Task, TokenBatch
 
 EXPERTS = {"embedding": 8, "reranking": 8, "shared": 16}
@@ -75,7 +74,6 @@ def _status(field: str) -> int:
 def _child(system: str, base: str, rows: int, length: int) -> dict[str, int]:
     """Load one system, embed and rerank with it, and say what it took."""
     device = torch.device("cpu")
-    return_freed_memory()
     # The libraries' own pages and buffers come with the first product; they are part of the runtime.
     wide = torch.randn(rows * length, 512, dtype=resolve_dtype("auto", device))
     torch.softmax(wide @ wide.t(), -1)
@@ -99,7 +97,10 @@ def _child(system: str, base: str, rows: int, length: int) -> dict[str, int]:
 
 def _measure(system: str, base: str, rows: int, length: int) -> dict[str, int]:
     """In a process of its own: memory that one system has freed is not the other's."""
-    code = f"from unimoer.benchmarks import memory; memory.print_child({system!r}, {base!r}, {rows}, {length})"
+    code = (
+        "from unimoer.runtime import favour_memory; favour_memory(); "
+        f"from unimoer.benchmarks import memory; memory.print_child({system!r}, {base!r}, {rows}, {length})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"bench memory: the measured process failed: {done.stderr.strip().splitlines()[-1]}")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from unimoer.errors import UserError
-from unimoer.runtime import keep_freed_memory
+from unimoer.runtime import favour_speed
 
 errors = Console(stderr=True)
 INTERRUPTED = 130
@@ -38,7 +38,7 @@ def build_app() -> typer.Typer:
 
 def main(argv: list[str] | None = None) -> None:
     """Exit 0 when done, 2 with one line for a user's mistake, 130 when interrupted; a bug shows its traceback."""
-    keep_freed_memory()
+    favour_speed()
     try:
         build_app()(args=argv, standalone_mode=True)
     except UserError as error:
