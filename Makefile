@@ -27,7 +27,7 @@ quick: setup ## Run the quick kill gate (minutes on 2 cores): the verdict, and t
 	@$(BIN)/unimoer run kill-gate --quick $(ARGS)
 
 test: setup ## Run the whole test suite; narrow it with ARGS="tests/unit -k NAME"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting, types and the import layers
 	@$(BIN)/ruff check .
@@ -39,6 +39,7 @@ bench: setup ## Measure speed and memory against PEFT, sentence-transformers, a 
 	@$(BIN)/unimoer bench train
 	@$(BIN)/unimoer bench train --arms
 	@$(BIN)/unimoer bench encode
+	@$(BIN)/unimoer bench encode --arms
 	@$(BIN)/unimoer bench memory
 
 help: ## List the targets

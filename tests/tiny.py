@@ -268,7 +268,7 @@ class InterruptedRunError(Exception):
 class Recorder(Collator):
     """Keeps the token ids of every batch, by task and in order."""
 
-    seen: dict[Task, list[list[list[int]]]]
+    seen: dict[Task, list[list[list[list[int]]]]]
 
     def embedding(self, *arguments: Any) -> EmbeddingBatch:
         found = super().embedding(*arguments)
@@ -277,7 +277,7 @@ class Recorder(Collator):
 
     def reranking(self, *arguments: Any) -> RerankingBatch:
         found = super().reranking(*arguments)
-        self.seen[Task.RERANKING].append(found.pairs.input_ids.tolist())
+        self.seen[Task.RERANKING].append([part.input_ids.tolist() for part in found.texts])
         return found
 
 
@@ -285,7 +285,7 @@ class Recorder(Collator):
 class Trained:
     model: UnifiedModel
     counters: Counters
-    seen: dict[Task, list[list[list[int]]]]
+    seen: dict[Task, list[list[list[list[int]]]]]
 
 
 def arm_model(config: ExperimentConfig, arm: str, *, seed: int = 1) -> UnifiedModel:
@@ -314,6 +314,7 @@ def train_arm(
         "instructions": shared.instructions,
         "padding": config.model.padding,
         "multiple": config.training.pad_to_multiple,
+        "head": described.reranking.head,
     }
     collator = Recorder(model.prompter, datasets, **options)
     collator.seen = {task: [] for task in Task}

@@ -136,11 +136,54 @@ class EmbeddingBatch:
     documents: TokenBatch
     relevant: Tensor
 
+    @property
+    def texts(self) -> tuple[TokenBatch, ...]:
+        return self.queries, self.documents
+
 
 @dataclass(slots=True)
-class RerankingBatch:
+class PairBatch:
     """`G` groups of `K` query-document pairs, flattened to `[G*K]`; `labels [G, K]` with the positive first."""
 
     domain: str
     pairs: TokenBatch
     labels: Tensor
+
+    @property
+    def texts(self) -> tuple[TokenBatch, ...]:
+        return (self.pairs,)
+
+
+@dataclass(slots=True)
+class ListBatch:
+    """`G` prompts, each with a query and all its `K` documents; `labels [G, K]` in the order of the prompt.
+
+    `marks [G, K + 2]`: positions in the prompt after the query's first mention, each document, and its last mention.
+    """
+
+    domain: str
+    prompts: TokenBatch
+    marks: Tensor
+    labels: Tensor
+
+    @property
+    def texts(self) -> tuple[TokenBatch, ...]:
+        return (self.prompts,)
+
+
+@dataclass(slots=True)
+class FeedbackBatch:
+    """`G` prompts of a query and its `K` documents, and the documents alone, flattened to `[G*K]`; `labels [G, K]`."""
+
+    domain: str
+    prompts: TokenBatch
+    documents: TokenBatch
+    labels: Tensor
+
+    @property
+    def texts(self) -> tuple[TokenBatch, ...]:
+        return self.prompts, self.documents
+
+
+RerankingBatch = PairBatch | ListBatch | FeedbackBatch
+"""What the score head reads decides which."""

@@ -138,6 +138,27 @@ def test_a_resumed_staged_run_is_the_uninterrupted_one(experiment: Make, tmp_pat
     agree(short(experiment), "joint_staged", tmp_path, (4, 5, 6))
 
 
+@pytest.mark.parametrize(
+    ("arm", "settings"),
+    [
+        ("joint_single", {"head": "listwise", "loss": {"type": "listwise"}}),
+        ("e2rank", {"head": "linear", "loss": {"type": "group_softmax"}}),
+    ],
+)
+def test_a_resumed_run_on_lists_is_the_uninterrupted_one(
+    arm: str, settings: dict[str, Any], experiment: Make, tmp_path: Path
+) -> None:
+    """A probe among them; `e2rank` brings its own head and loss."""
+    config = with_dropout(
+        experiment,
+        model__reranking={"pooling": "mean", "head": settings["head"]},
+        training__reranking__loss=settings["loss"],
+        training__embedding__steps=4,
+        training__reranking__steps=4,
+    )
+    agree(config, arm, tmp_path, (2,))
+
+
 def test_a_run_may_be_stopped_again_and_again(experiment: Make, tmp_path: Path) -> None:
     config = with_dropout(experiment, training__checkpoint_every=1)
     whole = tiny.train_arm(config, "joint_single", tmp_path / "whole")

@@ -1,9 +1,9 @@
-"""Encoding speed against sentence-transformers on the same base with the adapter merged into its weights."""
+"""Encoding speed: against sentence-transformers with the same adapter merged, and what routing costs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,41 @@ from unimoer.model.merging import merge, updates
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
 
+LONGEST = 128
+"""Tokens of a document."""
+
+
+def _build(base: str, layers: int, adapter: AdapterConfig, device: torch.device) -> UnifiedModel:
+    """With a B that is not zero: a merge of nothing would prove nothing."""
+    config = ModelConfig(
+        base=base,
+        layers=layers,
+        adapter=adapter,
+        embedding=TaskHeadConfig(pooling="mean"),
+        prompts=PromptConfig(document="{document}", append_eos=False, max_document_tokens=LONGEST),
+    )
+    model = UnifiedModel(config, device)
+    torch.manual_seed(0)
+    for name, parameter in model.trainable().items():
+        if ".b." in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    return model
+
+
+def _documents(texts: int) -> list[str]:
+    return [
+        document.content
+        for domain in ("attack", "cwe", "hpo", "code")
+        for document in list(load_embedded(domain).corpus.values())[: texts // 4]
+    ]
+
+
+def _encoder(model: UnifiedModel, sample: Sequence[str]) -> Callable[[], np.ndarray]:
+    return lambda: encode(model, model.prompter.documents(sample))
+
+
+def _void(_: object) -> None: ...
+
 
 def bench_encode(
     console: Console, device: torch.device, *, base: str, layers: int, rank: int, texts: int, pairs: int
@@ -34,26 +69,9 @@ def bench_encode(
         from sentence_transformers.models import Normalize, Pooling, Transformer
     except ImportError:
         raise UserError("bench encode: the peer is missing; pip install 'unimoer[bench]'") from None
-    longest = 128
-    config = ModelConfig(
-        base=base,
-        layers=layers,
-        adapter=AdapterConfig(rank=rank, alpha=2 * rank),
-        embedding=TaskHeadConfig(pooling="mean"),
-        prompts=PromptConfig(document="{document}", append_eos=False, max_document_tokens=longest),
-    )
-    ours = UnifiedModel(config, device)
-    # An untrained B is zero; a merge of nothing would prove nothing.
-    torch.manual_seed(0)
-    for name, parameter in ours.trainable().items():
-        if ".b." in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    sample = [
-        document.content
-        for domain in ("attack", "cwe", "hpo", "code")
-        for document in list(load_embedded(domain).corpus.values())[: texts // 4]
-    ]
-    plain, tokenizer = load_backbone(config, device)
+    ours = _build(base, layers, AdapterConfig(rank=rank, alpha=2 * rank), device)
+    sample = _documents(texts)
+    plain, tokenizer = load_backbone(ours.config, device)
     merge(plain, updates(ours, Task.EMBEDDING))
     ours.for_inference()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,28 +80,65 @@ def bench_encode(
         tokenizer.chat_template = None
         tokenizer.save_pretrained(folder)
         dtype = resolve_dtype("auto", device)
-        body = Transformer(folder, max_seq_length=longest, model_kwargs={"dtype": dtype})
+        body = Transformer(folder, max_seq_length=LONGEST, model_kwargs={"dtype": dtype})
         pooling = Pooling(body.get_embedding_dimension(), pooling_mode="mean")
         peer = SentenceTransformer(modules=[body, pooling, Normalize()], device=str(device))
 
     def with_peer(size: int) -> Callable[[], None]:
-        return lambda: void(peer.encode(sample, batch_size=size, show_progress_bar=False))
+        return lambda: _void(peer.encode(sample, batch_size=size, show_progress_bar=False))
 
-    def void(_: object) -> None: ...
-
-    def own() -> np.ndarray:
-        return encode(ours, ours.prompter.documents(sample))
-
+    own = _encoder(ours, sample)
     agreement = float((own() * peer.encode(sample, batch_size=32)).sum(1).mean())
     if agreement < 0.99:
         raise RuntimeError(f"the two systems embed differently (mean cosine {agreement:.3f}): nothing to compare")
     contenders: dict[str, Callable[[], None]] = {
-        "unimoer": lambda: void(own()),
+        "unimoer": lambda: _void(own()),
         "sentence-transformers, batch 32": with_peer(32),
         "sentence-transformers, batch 128": with_peer(128),
     }
     seconds = alternate(contenders, pairs=pairs, warmup=1)
     peer_name = "sentence-transformers, batch 32"
-    title = f"encoding {len(sample)} documents of up to {longest} tokens, {layers} layers of {base}, {device}"
+    title = f"encoding {len(sample)} documents of up to {LONGEST} tokens, {layers} layers of {base}, {device}"
     extra = {"bench": "encode", "texts": len(sample), "layers": layers, "rank": rank, "mean_cosine": agreement}
     return report(console, title, "texts", len(sample), seconds, ours="unimoer", peer=peer_name, extra=extra)
+
+
+def bench_encode_arms(
+    console: Console, device: torch.device, *, base: str, layers: int, rank: int, texts: int, pairs: int
+) -> Ratio:
+    """What routing costs: three experts with routers against the same experts with fixed weights, all as served.
+
+    One LoRA of the same rank, which merges into the base, stands beside them: routed experts cannot be merged.
+    """
+    sample = _documents(texts)
+    shares = {"embedding": rank // 4, "reranking": rank // 4, "shared": rank // 2}
+
+    def run(router: dict[str, object] | None) -> Callable[[], None]:
+        adapter: dict[str, object] = {"rank": rank, "alpha": 2 * rank}
+        if router is not None:
+            adapter |= {"experts": shares, "router": router}
+        encoder = _encoder(_build(base, layers, AdapterConfig.model_validate(adapter), device).for_inference(), sample)
+        return lambda: _void(encoder())
+
+    contenders = {
+        "routed, sequence": run({"type": "sparsegen", "granularity": "sequence"}),
+        "routed, causal": run({"type": "sparsegen", "granularity": "causal"}),
+        "routed, token": run({"type": "sparsegen", "granularity": "token"}),
+        "fixed weights": run({"type": "uniform"}),
+        "one LoRA, merged": run(None),
+    }
+    seconds = alternate(contenders, pairs=pairs, warmup=1)
+    title = (
+        f"encoding {len(sample)} documents of up to {LONGEST} tokens, {layers} layers of {base}, rank {rank}, {device}"
+    )
+    extra: dict[str, object] = {"bench": "encode --arms", "texts": len(sample), "layers": layers, "rank": rank}
+    extra["ratios"] = {
+        f"{name} to {peer}": Ratio(
+            tuple(theirs / own for own, theirs in zip(seconds[name], seconds[peer], strict=True))
+        ).to_json()
+        for name in ("routed, sequence", "routed, causal", "routed, token")
+        for peer in ("fixed weights", "one LoRA, merged")
+    }
+    return report(
+        console, title, "texts", len(sample), seconds, ours="routed, sequence", peer="fixed weights", extra=extra
+    )

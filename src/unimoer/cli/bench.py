@@ -53,13 +53,15 @@ def encode(
     rank: Rank = 8,
     texts: Annotated[int, typer.Option(min=8, help="Documents to encode.")] = 400,
     pairs: Pairs = 7,
+    arms: Annotated[bool, typer.Option("--arms", help="Routed experts against fixed weights instead.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Texts per second against sentence-transformers with the adapter merged."""
-    from unimoer.benchmarks.encode import bench_encode
+    """Texts per second against sentence-transformers with the adapter merged, or what routing costs."""
+    from unimoer.benchmarks.encode import bench_encode, bench_encode_arms
     from unimoer.model.backbone import resolve_device
 
-    bench_encode(Console(), resolve_device(device), base=base, layers=layers, rank=rank, texts=texts, pairs=pairs)
+    bench = bench_encode_arms if arms else bench_encode
+    bench(Console(), resolve_device(device), base=base, layers=layers, rank=rank, texts=texts, pairs=pairs)
 
 
 @app.command("memory")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unimoer.cli.options import Device
-from unimoer.types import Task
-
-
-class Tasks(StrEnum):
-    EMBEDDING = "embedding"
-    RERANKING = "reranking"
-    BOTH = "both"
+from unimoer.cli.options import Device, Tasks
 
 
 def evaluate(
@@ -41,11 +33,10 @@ def evaluate(
     from unimoer.model.backbone import resolve_device
 
     console = Console(markup=False, emoji=False)
-    tasks = tuple(Task) if task is Tasks.BOTH else (Task(task.value),)
     rows = evaluate_checkpoint(
         run,
         sources=data,
-        tasks=tasks,
+        tasks=task.tasks,
         split=split,
         depth=depth,
         queries=queries,

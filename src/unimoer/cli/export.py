@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from unimoer.cli.options import Tasks
+from unimoer.errors import UserError
 from unimoer.types import Task
 
 
@@ -23,6 +25,9 @@ def export(
     form: Annotated[
         Form, typer.Option("--format", help="peft: LoRA adapters. merged: plain models, for sentence-transformers too.")
     ] = Form.PEFT,
+    task: Annotated[
+        Tasks | None, typer.Option(help="What to export [default: all that the run was trained for].")
+    ] = None,
 ) -> None:
     """Export a run with fixed weights for other programs, one folder for each task that it was trained for.
 
@@ -39,7 +44,11 @@ def export(
     # What can be refused is refused before the base is loaded.
     check_new(output)
     check_fixed(read_description(checkpoint)["model"].adapter)
-    tasks = trained_tasks(checkpoint)
+    trained = trained_tasks(checkpoint)
+    tasks = trained if task is None else task.tasks
+    untrained = [wanted for wanted in tasks if wanted not in trained]
+    if untrained:
+        raise UserError(f"{run}: was not trained for {untrained[0]}; leave --task out, or name {trained[0]}")
     model = load_model(checkpoint, torch.device("cpu"))
     console = Console(markup=False, emoji=False)
     for folder in export_model(model, output, form=form.value, tasks=tasks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,23 @@ import typer
 
 import unimoer
 from unimoer.errors import UserError, did_you_mean
+from unimoer.types import Task
 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. training.optimizer.lr=1e-3. Repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
+
+
+class Tasks(StrEnum):
+    EMBEDDING = "embedding"
+    RERANKING = "reranking"
+    BOTH = "both"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(Task) if self is Tasks.BOTH else (Task(self.value),)
 
 
 def config_folder() -> Path:

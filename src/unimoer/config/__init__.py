@@ -5,7 +5,7 @@ from unimoer.config.arms import BUILTIN, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.experiment import CriterionConfig, ExperimentConfig
 from unimoer.config.load import load_config, parse_config, parse_model
-from unimoer.config.model import ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
+from unimoer.config.model import READS_LISTS, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
 from unimoer.config.router import RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.training import (
     BCEConfig,
@@ -13,9 +13,11 @@ from unimoer.config.training import (
     EvaluationConfig,
     GroupSoftmaxConfig,
     InfoNCEConfig,
+    ListwiseConfig,
     OptimizerConfig,
     ProbeConfig,
     RankingLossConfig,
+    RankNetConfig,
     RerankingTaskConfig,
     TrainingConfig,
 )
@@ -23,6 +25,7 @@ from unimoer.config.training import (
 __all__ = [
     "ALL_PROJECTIONS",
     "BUILTIN",
+    "READS_LISTS",
     "SHARED",
     "AdapterConfig",
     "ArmConfig",
@@ -35,11 +38,13 @@ __all__ = [
     "ExperimentConfig",
     "GroupSoftmaxConfig",
     "InfoNCEConfig",
+    "ListwiseConfig",
     "ModelConfig",
     "NegativesConfig",
     "OptimizerConfig",
     "ProbeConfig",
     "PromptConfig",
+    "RankNetConfig",
     "RankingLossConfig",
     "RerankingTaskConfig",
     "RouterConfig",

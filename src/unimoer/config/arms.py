@@ -78,6 +78,14 @@ BUILTIN: dict[str, ArmConfig] = {
     "joint_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED),
     "moe_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED, experts=THREE_EXPERTS, router=SparsegenConfig()),
     "joint_staged": ArmConfig(mode=TrainingMode.JOINT_STAGED),
+    "e2rank": ArmConfig(
+        mode=TrainingMode.JOINT_MIXED,
+        set={
+            "model.reranking.head": "cosine",
+            "training.reranking.loss.type": "ranknet",
+            "training.ranking_weight": 2.0,
+        },
+    ),
     "pcgrad": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "pcgrad"}),
     "cagrad": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "cagrad"}),
     "gradnorm": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "gradnorm"}),

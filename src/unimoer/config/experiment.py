@@ -12,8 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from unimoer.config.arms import BUILTIN, ArmConfig
 from unimoer.config.base import Strict, changed
 from unimoer.config.data import DataConfig
-from unimoer.config.model import ModelConfig
-from unimoer.config.training import EvaluationConfig, TrainingConfig
+from unimoer.config.model import READS_LISTS, ModelConfig
+from unimoer.config.training import BCEConfig, EvaluationConfig, ListwiseConfig, TrainingConfig
 from unimoer.errors import did_you_mean
 from unimoer.types import Task, TrainingMode
 
@@ -73,6 +73,22 @@ class ExperimentConfig(Strict):
             self.arm(name)
         if self.model.adapter.experts is not None or self.model.adapter.router is not None:
             raise ValueError("model.adapter: arms bring their own experts and router; define one under custom_arms")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_the_head(self) -> ExperimentConfig:
+        head, task = self.model.reranking, self.training.reranking
+        if isinstance(task.loss, ListwiseConfig) and head.head != "listwise":
+            raise ValueError(
+                f"training.reranking.loss: 'listwise' reads the marks of head 'listwise', not '{head.head}'"
+            )
+        if isinstance(task.loss, BCEConfig) and head.head in READS_LISTS:
+            raise ValueError(f"training.reranking.loss: 'bce' needs a logit; head '{head.head}' gives a cosine")
+        if head.head in READS_LISTS and task.negatives >= head.list_size:
+            raise ValueError(
+                f"training.reranking.negatives: {task.negatives} and a positive do not fit into one prompt of "
+                f"model.reranking.list_size {head.list_size}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from unimoer.config.adapter import AdapterConfig
 from unimoer.config.base import Strict
+from unimoer.config.router import SimilarityConfig
+
+READS_LISTS = ("listwise", "cosine")
+"""Score heads that read a query with all its candidates at once."""
 
 
 class TaskHeadConfig(Strict):
@@ -18,9 +22,21 @@ class TaskHeadConfig(Strict):
 
 
 class ScoreHeadConfig(TaskHeadConfig):
-    head: Literal["yes_no", "linear", "mlp"] = "yes_no"
+    head: Literal["yes_no", "linear", "mlp", "listwise", "cosine"] = "yes_no"
     """`yes_no`: logit("yes") - logit("no") of the LM head at the pooled state. `linear`: a learned projection of it.
-    `mlp`: a learned network of one hidden layer."""
+    `mlp`: a learned network of one hidden layer.
+    `listwise`: one prompt holds the query and its candidates; the cosine of learned marks after them, through a
+    learned projector (after jina-reranker-v3, arXiv 2509.25085).
+    `cosine`: nothing is learned beside the adapter; the cosine of a query that has read its candidates, pooled, and
+    each candidate's own vector, the one that retrieval uses too (after E2Rank, arXiv 2510.22733)."""
+    list_size: int = Field(20, ge=2)
+    """Candidates a prompt of `listwise` and `cosine`. Of more, `listwise` makes several prompts; `cosine` reads the
+    first ones."""
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the head has parameters of its own, which start at random."""
+        return self.head in ("linear", "mlp", "listwise")
 
     @model_validator(mode="after")
     def _head_reads_one_token(self) -> ScoreHeadConfig:
@@ -42,6 +58,15 @@ class PromptConfig(Strict):
         "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
+    candidates: str = (
+        "<|im_start|>system\nRead the Query and the numbered Documents, and judge how relevant each Document is."
+        "<|im_end|>\n<|im_start|>user\n<Instruct>: {instruction}\n<Query>: {query}{mark}\n{candidates}"
+        "<Query>: {query}{mark}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    """For heads that read a query with its candidates. `{mark}` is where `listwise` reads: after two mentions of the
+    query and in every candidate; other heads leave it out."""
+    candidate: str = "<Document {number}>: {document}{mark}\n"
+    """One of `{candidates}`."""
     instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
     append_eos: bool = True
     """End embedding inputs with the tokenizer's end-of-text token, where last-token pooling reads."""
@@ -64,3 +89,22 @@ class ModelConfig(Strict):
     embedding: TaskHeadConfig = TaskHeadConfig()
     reranking: ScoreHeadConfig = ScoreHeadConfig()
     prompts: PromptConfig = PromptConfig()
+
+    @model_validator(mode="after")
+    def _marks_are_in_place(self) -> ModelConfig:
+        if self.reranking.head == "listwise":
+            around = self.prompts.candidates.split("{candidates}")
+            if [part.count("{mark}") for part in (*around, self.prompts.candidate)] != [1, 1, 1]:
+                raise ValueError(
+                    "prompts: head 'listwise' needs one {mark} before {candidates} and one after it in "
+                    "prompts.candidates, and one in prompts.candidate"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pilots_are_single_texts(self) -> ModelConfig:
+        if isinstance(self.adapter.router, SimilarityConfig) and self.reranking.head in READS_LISTS:
+            raise ValueError(
+                f"adapter.router: 'similarity' chooses an expert for a text; head '{self.reranking.head}' reads lists"
+            )
+        return self

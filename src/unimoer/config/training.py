@@ -37,7 +37,28 @@ class GroupSoftmaxConfig(Strict):
     temperature: float = Field(1.0, gt=0)
 
 
-RankingLossConfig = Annotated[BCEConfig | GroupSoftmaxConfig, Field(discriminator="type")]
+class RankNetConfig(Strict):
+    """Pairwise: a better document above a worse one of the same query (Burges et al., ICML 2005; E2Rank's loss)."""
+
+    type: Literal["ranknet"] = "ranknet"
+    scale: float = Field(10.0, gt=0)
+    """Multiplies scores; 10 suits cosines."""
+
+
+class ListwiseConfig(Strict):
+    """Of head `listwise`: the terms of jina-reranker-v3 (arXiv 2509.25085, eq. 1-3), with its weights."""
+
+    type: Literal["listwise"] = "listwise"
+    temperature: float = Field(0.25, gt=0)
+    disperse_weight: float = Field(0.45, ge=0)
+    """Keeps documents of one prompt apart."""
+    dual_weight: float = Field(0.85, ge=0)
+    """The same ranking from the query's first mention, which has read no document yet."""
+
+
+RankingLossConfig = Annotated[
+    BCEConfig | GroupSoftmaxConfig | RankNetConfig | ListwiseConfig, Field(discriminator="type")
+]
 
 
 class EmbeddingTaskConfig(Strict):

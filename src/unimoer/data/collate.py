@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -9,7 +10,23 @@ import torch
 
 from unimoer.data.prompts import Prompter
 from unimoer.data.sampling import Sample
-from unimoer.types import EmbeddingBatch, RerankingBatch, RetrievalDataset, TokenBatch
+from unimoer.types import (
+    EmbeddingBatch,
+    FeedbackBatch,
+    ListBatch,
+    PairBatch,
+    RerankingBatch,
+    RetrievalDataset,
+    TokenBatch,
+)
+
+Reads = Literal["pairs", "marked lists", "lists"]
+"""What a score head reads."""
+
+
+def reads(head: str) -> Reads:
+    """What the score head of this name reads."""
+    return "marked lists" if head == "listwise" else "lists" if head == "cosine" else "pairs"
 
 
 def pad(
@@ -34,6 +51,13 @@ def pad(
     return TokenBatch(input_ids, mask, (mask.cumsum(1) - 1).clamp_(min=0))
 
 
+def place_marks(marks: Sequence[Sequence[int]], batch: TokenBatch) -> torch.Tensor:
+    """Positions in unpadded prompts -> `[B, M]` in the padded batch."""
+    # Under left padding everything moves right by what was put before it.
+    before = batch.attention_mask.argmax(1, keepdim=True)
+    return torch.tensor(marks, dtype=torch.long, device=before.device) + before
+
+
 class Collator:
     """Turns samples of one domain into the batch of a task."""
 
@@ -45,12 +69,14 @@ class Collator:
         instructions: Mapping[str, str | None],
         padding: Literal["left", "right"],
         multiple: int,
+        head: str = "linear",
     ) -> None:
         self.prompter = prompter
         self.datasets = datasets
         self.instructions = instructions
         self.padding = padding
         self.multiple = multiple
+        self.reads = reads(head)
 
     def _pad(self, sequences: Sequence[Sequence[int]]) -> TokenBatch:
         pad_id = self.prompter.tokenizer.pad_token_id
@@ -71,11 +97,38 @@ class Collator:
         )
 
     def reranking(self, domain: str, samples: Sequence[Sample]) -> RerankingBatch:
-        """One group a sample: its positive first, then its negatives."""
+        """One group a sample: pairs, its positive first; or all of its documents in one prompt, shuffled."""
+        if self.reads != "pairs":
+            return self._lists(domain, samples)
         corpus = self.datasets[domain].corpus
         queries = [sample.example.query for sample in samples for _ in range(1 + len(sample.negative_ids))]
         ids = [i for sample in samples for i in (sample.positive_id, *sample.negative_ids)]
         pairs = self.prompter.pairs(queries, [corpus[i].content for i in ids], self.instructions[domain])
         labels = torch.zeros(len(samples), 1 + len(samples[0].negative_ids))
         labels[:, 0] = 1
-        return RerankingBatch(domain=domain, pairs=self._pad(pairs), labels=labels)
+        return PairBatch(domain=domain, pairs=self._pad(pairs), labels=labels)
+
+    def _lists(self, domain: str, samples: Sequence[Sample]) -> RerankingBatch:
+        corpus, instruction = self.datasets[domain].corpus, self.instructions[domain]
+        orders = [_shuffled(sample) for sample in samples]
+        texts = [[corpus[i].content for i in order] for order in orders]
+        labels = torch.tensor(
+            [[float(i == sample.positive_id) for i in order] for sample, order in zip(samples, orders, strict=True)]
+        )
+        ids, marks = self.prompter.lists(
+            [sample.example.query for sample in samples], texts, instruction, marked=self.reads == "marked lists"
+        )
+        prompts = self._pad(ids)
+        if self.reads == "marked lists":
+            return ListBatch(domain, prompts, place_marks(marks, prompts), labels)
+        documents = self.prompter.documents([text for group in texts for text in group], instruction)
+        return FeedbackBatch(domain, prompts, self._pad(documents), labels)
+
+
+def _shuffled(sample: Sample) -> list[str]:
+    """A sample's documents in an order that tells nothing: finding what always stands first is no task."""
+
+    def key(document: str) -> bytes:
+        return hashlib.sha256(f"{sample.example.query_id}\0{document}".encode()).digest()
+
+    return sorted((sample.positive_id, *sample.negative_ids), key=key)

@@ -15,9 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from unimoer.config import PromptConfig
 from unimoer.errors import UserError
 
+FIELDS = re.compile(r"\{(instruction|query|document|candidates|number|mark)\}")
+MARK = "\0"
+"""Stands for a mark in a rendered prompt, where no tokenizer's word can be taken for it; users' texts lose theirs."""
+
 
 class Prompter:
-    """Renders and tokenises the three kinds of input under one `PromptConfig`.
+    """Renders and tokenises the four kinds of input under one `PromptConfig`.
 
     Raises:
         UserError: a template lacks its field, or the tokenizer cannot say which characters a token covers.
@@ -30,6 +34,8 @@ class Prompter:
             ("query", config.query, ("{query}",)),
             ("document", config.document, ("{document}",)),
             ("pair", config.pair, ("{query}", "{document}")),
+            ("candidates", config.candidates, ("{candidates}",)),
+            ("candidate", config.candidate, ("{document}",)),
         ):
             for field in fields:
                 if template.count(field) != 1:
@@ -71,10 +77,46 @@ class Prompter:
         ]
         return [self._prefix + ids for ids in self._tokenise(prompts)]
 
+    def lists(
+        self,
+        queries: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        instruction: str | None = None,
+        *,
+        marked: bool = True,
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of prompts that hold a query with its candidates, and the positions of each prompt's marks.
+
+        A mark is a padding token: what stands there is put in by the head that reads it. Not `marked`, there are none.
+        """
+        mark = MARK if marked else ""
+        cut_queries = [query.replace(MARK, "") for query in self._cut(queries, self.config.max_query_tokens)]
+        flat = self._cut([text for texts in candidates for text in texts], self.config.max_document_tokens)
+        documents = iter(text.replace(MARK, "") for text in flat)
+        prompts = []
+        for query, texts in zip(cut_queries, candidates, strict=True):
+            items = [
+                self._fill(self.config.candidate, instruction, document=next(documents), number=str(number), mark=mark)
+                for number in range(1, len(texts) + 1)
+            ]
+            template = self.config.candidates
+            prompts.append(self._fill(template, instruction, query=query, candidates="".join(items), mark=mark))
+        segments = [prompt.split(MARK) for prompt in prompts]
+        tokens = iter(self._tokenise([segment for parts in segments for segment in parts]))
+        ids, marks = [], []
+        for parts in segments:
+            row, places = [*self._prefix, *next(tokens)], []
+            for _ in parts[1:]:
+                places.append(len(row))
+                row += [self.tokenizer.pad_token_id, *next(tokens)]
+            ids.append(row)
+            marks.append(places)
+        return ids, marks
+
     def _fill(self, template: str, instruction: str | None, **fields: str) -> str:
         fields["instruction"] = self.config.instruction if instruction is None else instruction
         # One pass, so that braces inside a user's text are never taken for a field.
-        return re.sub(r"\{(instruction|query|document)\}", lambda match: fields.get(match[1], match[0]), template)
+        return re.sub(FIELDS, lambda match: fields.get(match[1], match[0]), template)
 
     def _embedding_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         return [self._prefix + ids + self._suffix for ids in self._tokenise(prompts)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from unimoer.config import READS_LISTS
 from unimoer.evaluation.inference import Report, score
+from unimoer.model.listwise import score_candidates
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import RetrievalDataset, Run
 
@@ -28,6 +30,8 @@ def rerank(
     report: Report | None = None,
 ) -> Run:
     """Score every candidate of every query; what is not a candidate is not ranked."""
+    if model.config.reranking.head in READS_LISTS:
+        return _rerank_lists(model, dataset, queries, candidates, instruction, report)
     pairs = [(query, document) for query in queries for document in candidates.get(query, {})]
     if not pairs:
         return {query: {} for query in queries}
@@ -38,4 +42,29 @@ def rerank(
     run: dict[str, dict[str, float]] = {query: {} for query in queries}
     for (query, document), logit in zip(pairs, logits, strict=True):
         run[query][document] = float(logit)
+    return run
+
+
+def _rerank_lists(
+    model: UnifiedModel,
+    dataset: RetrievalDataset,
+    queries: Mapping[str, str],
+    candidates: Run,
+    instruction: str | None,
+    report: Report | None,
+) -> Run:
+    """One query after the other, its candidates in the order of their first scores, as such heads are used."""
+    run: dict[str, dict[str, float]] = {}
+    total = sum(len(candidates.get(query, {})) for query in queries)
+    done = 0
+    for query, text in queries.items():
+        keys = list(cut({query: candidates.get(query, {})}, total)[query])
+        if not keys:
+            run[query] = {}
+            continue
+        cosines = score_candidates(model, text, [dataset.corpus[key].content for key in keys], instruction)
+        run[query] = dict(zip(keys, cosines.tolist(), strict=True))
+        done += len(keys)
+        if report is not None:
+            report(done, total)
     return run

@@ -36,8 +36,7 @@ def plan_runs(config: ExperimentConfig) -> list[PlannedRun]:
     """
     references = [plan_run(config, BM25, 0, tuple(Task))]
     for number, seed in enumerate(config.seeds):
-        seeded = config.model.reranking.head != "yes_no"
-        if number == 0 or seeded:
+        if number == 0 or config.model.reranking.is_learned:
             references.append(plan_run(config, UNTRAINED, seed, tuple(Task) if number == 0 else (Task.RERANKING,)))
     return references + [plan_arm(config, arm, seed) for seed in config.seeds for arm in config.arms]
 

@@ -156,6 +156,7 @@ def train_run(context: RunContext, run: PlannedRun, mode: TrainingMode, model: U
         instructions=context.instructions,
         padding=config.model.padding,
         multiple=config.training.pad_to_multiple,
+        head=config.model.reranking.head,
     )
     joint = len(mode.tasks) > 1 and config.training.probe.every > 0
     probe = build_probe(context, mode, run.seed, collator, folder) if joint else None

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimoer import __version__
-from unimoer.config import parse_model
+from unimoer.config import READS_LISTS, parse_model
 from unimoer.data.collate import pad
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
+from unimoer.model.listwise import score_candidates
 from unimoer.model.unified import UnifiedModel
 
 FORMAT = 1
@@ -34,10 +35,13 @@ def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
     prompter, side = model.prompter, model.config.padding
     pad_id = model.tokenizer.pad_token_id
     query = pad(prompter.queries([GOLDEN_QUERY]), pad_id=pad_id, padding=side, multiple=16)
-    pair = pad(prompter.pairs([GOLDEN_QUERY], [GOLDEN_DOCUMENT]), pad_id=pad_id, padding=side, multiple=16)
     with torch.inference_mode():
         vector = model.embed(query.to(str(model.device)))[0]
-        score = model.score(pair.to(str(model.device)))[0]
+        if model.config.reranking.head in READS_LISTS:
+            score = score_candidates(model, GOLDEN_QUERY, [GOLDEN_DOCUMENT])[0]
+        else:
+            pair = pad(prompter.pairs([GOLDEN_QUERY], [GOLDEN_DOCUMENT]), pad_id=pad_id, padding=side, multiple=16)
+            score = model.score(pair.to(str(model.device)))[0]
     dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
     return {"embedding": vector[:8].tolist(), "score": score.item(), "dtype": str(dtype).removeprefix("torch.")}
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from unimoer.config import ALL_PROJECTIONS, AdapterConfig
 from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
+from unimoer.model.listwise import Marks
 from unimoer.model.ops import attention, rms_norm, split_heads, swiglu
 from unimoer.model.packing import Packing
 from unimoer.model.routers import RouterFactory
@@ -165,13 +166,16 @@ class FusedDecoder(nn.Module):
         causal: bool = True,
         context: RoutingContext | None = None,
         trace: RoutingTrace | None = None,
+        marks: Marks | None = None,
     ) -> Tensor:
         """`[B, T] -> [B, T, d]`, after the final norm, in the base model's dtype.
 
-        Without a `context` all experts are added up; `trace` is told every decision.
+        Without a `context` all experts are added up; `trace` is told every decision; `marks` replace tokens.
         """
         packing = Packing.of(batch.attention_mask)
         x = F.embedding(batch.input_ids, self.embedding)
+        if marks is not None:
+            x = marks.put(x)
         cos, sin = self.rotary_embedding(x, batch.position_ids)
         half = cos.shape[-1] // 2
         cos, sin = cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous()
@@ -233,14 +237,18 @@ class HostedDecoder(nn.Module):
         causal: bool = True,
         context: RoutingContext | None = None,
         trace: RoutingTrace | None = None,
+        marks: Marks | None = None,
     ) -> Tensor:
         """`[B, T] -> [B, T, d]`; there is one expert, and no `context` changes that."""
         if not causal:
             raise UserError(
                 "model: bidirectional attention needs one of the fused families: " + ", ".join(FUSED_FAMILIES)
             )
+        tokens = {"input_ids": batch.input_ids}
+        if marks is not None:
+            tokens = {"inputs_embeds": marks.put(self.body.get_input_embeddings()(batch.input_ids))}
         return self.body(
-            input_ids=batch.input_ids,
+            **tokens,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,

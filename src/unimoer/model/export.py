@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from unimoer import __version__
+from unimoer.config import READS_LISTS
 from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
 from unimoer.model.backbone import load_backbone, read_architecture
@@ -52,6 +53,11 @@ def export_model(
             cannot express the task.
     """
     check_new(output)
+    head = model.config.reranking.head
+    if Task.RERANKING in tasks and head in READS_LISTS:
+        raise UserError(
+            f"head '{head}' reads a query with all its candidates, which no other format says; --task embedding"
+        )
     found = {task: updates(model, task) for task in tasks}
     with new_folder(output) as temporary:
         for task in tasks:
@@ -62,9 +68,9 @@ def export_model(
                 _write_adapter(model, task, found[task], about, folder)
             else:
                 _write_merged(model, task, found[task], folder)
-            head = model.head.state_dict()
-            if task is Task.RERANKING and head:
-                save_tensors(head, folder / "score_head.safetensors")
+            learned = model.head.state_dict()
+            if task is Task.RERANKING and learned:
+                save_tensors(learned, folder / "score_head.safetensors")
             write_json(folder / "export.json", about)
             write_text(folder / "README.md", readme(about, form))
     return [output / task.value for task in tasks]

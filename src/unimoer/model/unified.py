@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unimoer.config import ModelConfig, SimilarityConfig, parse_model
+from unimoer.config import READS_LISTS, ModelConfig, SimilarityConfig, parse_model
 from unimoer.config.router import TASK_ROUTED, LearnedRouterConfig
 from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError, did_you_mean
@@ -17,6 +18,7 @@ from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
 from unimoer.model.decoder import build_decoder
 from unimoer.model.heads import LinearHead, MLPHead, YesNoHead, pool
+from unimoer.model.listwise import ListwiseHead, Marks
 from unimoer.model.pilots import Pilots
 from unimoer.model.routers import Router
 from unimoer.model.routing import RoutingContext, RoutingTrace
@@ -45,10 +47,15 @@ class UnifiedModel(nn.Module):
 
     def _build_head(self, base: PreTrainedModel, seed: int) -> nn.Module:
         lm_head: Tensor = base.get_output_embeddings().weight
-        if self.config.reranking.head != "yes_no":
-            kind = LinearHead if self.config.reranking.head == "linear" else MLPHead
+        if self.config.reranking.head == "cosine":
+            return nn.Identity()
+        if self.config.reranking.is_learned:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
+                if self.config.reranking.head == "listwise":
+                    words: Any = base.get_input_embeddings().weight
+                    return ListwiseHead(words.cpu()).to(lm_head.device)
+                kind = LinearHead if self.config.reranking.head == "linear" else MLPHead
                 return kind(lm_head.shape[1], torch.device("cpu")).to(lm_head.device)
         ids = []
         for word in ("yes", "no"):
@@ -62,11 +69,19 @@ class UnifiedModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def _states(self, batch: TokenBatch, task: Task, trace: RoutingTrace | None, expert: str | None) -> Tensor:
+    def _states(
+        self,
+        batch: TokenBatch,
+        task: Task,
+        trace: RoutingTrace | None,
+        expert: str | None = None,
+        marks: Marks | None = None,
+    ) -> Tensor:
+        """Pooled, `[B, d]`, or at the marks, `[B, M, d]`."""
         way = self.config.embedding if task is Task.EMBEDDING else self.config.reranking
         context = RoutingContext(task, batch.attention_mask, self._choose(batch, expert))
-        states = self.decoder(batch, causal=way.attention == "causal", context=context, trace=trace)
-        return pool(states, batch.attention_mask, way.pooling)
+        states = self.decoder(batch, causal=way.attention == "causal", context=context, trace=trace, marks=marks)
+        return pool(states, batch.attention_mask, way.pooling) if marks is None else marks.read(states)
 
     def _choose(self, batch: TokenBatch, expert: str | None) -> Tensor | None:
         """The expert of each row: as told, or by its nearest pilot; None where the routers decide, and in training."""
@@ -91,8 +106,27 @@ class UnifiedModel(nn.Module):
         return F.normalize(self._states(batch, Task.EMBEDDING, trace, expert), dim=-1)
 
     def score(self, batch: TokenBatch, trace: RoutingTrace | None = None, expert: str | None = None) -> Tensor:
-        """`[B, T] -> [B]`, float32 logits: their sigmoid is the probability of relevance."""
+        """`[B, T] -> [B]`, float32 logits: their sigmoid is the probability of relevance.
+
+        Raises:
+            UserError: the head reads lists, not pairs.
+        """
+        head = self.config.reranking.head
+        if head in READS_LISTS:
+            raise UserError(f"model.reranking.head: '{head}' scores a query's candidates together, not single pairs")
         return self.head(self._states(batch, Task.RERANKING, trace, expert))
+
+    def list_vectors(self, prompts: TokenBatch, marks: Tensor, trace: RoutingTrace | None = None) -> Tensor:
+        """`[B, T]`, `[B, K + 2]` -> `[B, K + 2, p]`, unit length: the query, K documents, the query that has read them.
+
+        Of head `listwise` only. A document's score is its product with the last.
+        """
+        assert isinstance(self.head, ListwiseHead)
+        return self.head(self._states(prompts, Task.RERANKING, trace, marks=self.head.place(marks)))
+
+    def embed_feedback(self, prompts: TokenBatch, trace: RoutingTrace | None = None) -> Tensor:
+        """`[B, T] -> [B, d]`, float32, unit length: queries that have read candidates, as head `cosine` has them."""
+        return F.normalize(self._states(prompts, Task.RERANKING, trace), dim=-1)
 
     def trainable(self, task: Task | None = None) -> dict[str, nn.Parameter]:
         """What is trained, by name; with a task, without the head that the task never reaches."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimoer.config import BCEConfig, TrainingConfig
+from unimoer.config import BCEConfig, GroupSoftmaxConfig, ListwiseConfig, RankNetConfig, TrainingConfig
 from unimoer.losses.contrastive import infonce, matryoshka_infonce
-from unimoer.losses.ranking import bce, group_softmax
+from unimoer.losses.ranking import bce, group_softmax, listwise, ranknet
 from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
 from unimoer.training.routing import RoutingLosses
-from unimoer.types import EmbeddingBatch, RerankingBatch, Task, TokenBatch
+from unimoer.types import EmbeddingBatch, FeedbackBatch, ListBatch, RerankingBatch, Task, TokenBatch
 
 Batch = EmbeddingBatch | RerankingBatch
 
@@ -77,13 +77,34 @@ def _contrastive(embeddings: Tensor, batch: EmbeddingBatch, config: TrainingConf
 def _ranking(
     model: UnifiedModel, batch: RerankingBatch, config: TrainingConfig, traces: list[RoutingTrace]
 ) -> tuple[Tensor, dict[str, float]]:
+    device = str(model.device)
+    labels, settings = batch.labels.to(device), config.reranking.loss
     traces.append(trace := RoutingTrace())
-    labels = batch.labels.to(model.device)
-    scores = model.score(batch.pairs.to(str(model.device)), trace).view(labels.shape)
-    settings = config.reranking.loss
-    if isinstance(settings, BCEConfig):
-        return bce(scores, labels, positive_weight=settings.positive_weight)
-    return group_softmax(scores, labels, temperature=settings.temperature)
+    if isinstance(batch, ListBatch):
+        vectors = model.list_vectors(batch.prompts.to(device), batch.marks.to(device), trace)
+        if isinstance(settings, ListwiseConfig):
+            return listwise(
+                vectors,
+                labels,
+                temperature=settings.temperature,
+                disperse_weight=settings.disperse_weight,
+                dual_weight=settings.dual_weight,
+            )
+        scores = torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1])
+    elif isinstance(batch, FeedbackBatch):
+        queries = model.embed_feedback(batch.prompts.to(device), trace)
+        documents = _embed(model, batch.documents.to(device), traces)
+        scores = torch.einsum("gkp,gp->gk", documents.view(*labels.shape, -1), queries)
+    else:
+        scores = model.score(batch.pairs.to(device), trace).view(labels.shape)
+    match settings:
+        case BCEConfig():
+            return bce(scores, labels, positive_weight=settings.positive_weight)
+        case GroupSoftmaxConfig():
+            return group_softmax(scores, labels, temperature=settings.temperature)
+        case RankNetConfig():
+            return ranknet(scores, labels, scale=settings.scale)
+    raise TypeError(f"{type(settings).__name__} needs the vectors of a list")
 
 
 def _cached(
@@ -113,5 +134,4 @@ def _cached(
 
 def token_counts(batch: Batch) -> tuple[int, int]:
     """Real tokens of a batch, and tokens computed with the padding."""
-    parts = [batch.queries, batch.documents] if isinstance(batch, EmbeddingBatch) else [batch.pairs]
-    return sum(part.num_tokens for part in parts), sum(part.input_ids.numel() for part in parts)
+    return sum(part.num_tokens for part in batch.texts), sum(part.input_ids.numel() for part in batch.texts)

@@ -14,7 +14,7 @@ from unimoer.data.collate import Collator
 from unimoer.data.sampling import SamplerConfig, TaskSampler
 from unimoer.errors import UserError
 from unimoer.model.unified import UnifiedModel
-from unimoer.types import EmbeddingBatch, Example, RerankingBatch, Task
+from unimoer.types import EmbeddingBatch, Example, PairBatch, Task
 
 Examples = Mapping[str, tuple[Example, ...]]
 
@@ -56,6 +56,8 @@ def fit_pilots(model: UnifiedModel, held_out: Examples, collator: Collator, conf
             _, samples = sampler.next()
             collate = collator.embedding if task is Task.EMBEDDING else collator.reranking
             batch = collate(domain, samples)
+            # A head that reads lists has no single text to choose an expert for; the configuration refuses both.
+            assert isinstance(batch, EmbeddingBatch | PairBatch)
             best = torch.stack([_losses(model, batch, expert, config) for expert in experts]).argmin(0)
             for kind, states in _texts(model, batch).items():
                 for row, winner in enumerate(best.tolist()):
@@ -64,7 +66,7 @@ def fit_pilots(model: UnifiedModel, held_out: Examples, collator: Collator, conf
     model.pilots.fit(centroids, torch.tensor([winner for _, _, winner in groups]))
 
 
-def _losses(model: UnifiedModel, batch: EmbeddingBatch | RerankingBatch, expert: str, config: TrainingConfig) -> Tensor:
+def _losses(model: UnifiedModel, batch: EmbeddingBatch | PairBatch, expert: str, config: TrainingConfig) -> Tensor:
     """Loss of every query of the batch, with all its texts given to one expert, `[Q]`."""
     device = str(model.device)
     if isinstance(batch, EmbeddingBatch):
@@ -79,7 +81,7 @@ def _losses(model: UnifiedModel, batch: EmbeddingBatch | RerankingBatch, expert:
     return F.cross_entropy(scores, batch.labels.to(scores.device).argmax(1), reduction="none")
 
 
-def _texts(model: UnifiedModel, batch: EmbeddingBatch | RerankingBatch) -> dict[str, Tensor]:
+def _texts(model: UnifiedModel, batch: EmbeddingBatch | PairBatch) -> dict[str, Tensor]:
     """Base states of each query's texts by kind, one a query."""
     device = str(model.device)
     if isinstance(batch, EmbeddingBatch):

@@ -143,3 +143,24 @@ def test_an_unknown_format(call: Call, base: Path, tmp_path: Path) -> None:
     code, _, err = call(tmp_path, "--output", "out", "--format", "onnx")
     assert code == 2
     assert "onnx" in err
+
+
+def test_a_task_on_its_own(call: Call, base: Path, tmp_path: Path) -> None:
+    saved = checkpoint(base, tmp_path / "final")
+    assert call(saved, "--output", "out", "--task", "reranking")[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["reranking"]
+
+
+def test_a_task_that_was_not_trained(
+    refused: Callable[..., str], base: Path, tmp_path: Path, experiment: Callable[..., Any]
+) -> None:
+    run = run_folder("emb_only", base, tmp_path, experiment())
+    line = refused(run, "--output", "out", "--task", "both")
+    assert line == f"unimoer: {run}: was not trained for reranking; leave --task out, or name embedding"
+
+
+@pytest.mark.parametrize("head", ["listwise", "cosine"])
+def test_heads_that_read_lists(head: str, refused: Callable[..., str], call: Call, base: Path, tmp_path: Path) -> None:
+    saved = checkpoint(base, tmp_path / "final", reranking={"pooling": "mean", "head": head}, prompts={})
+    assert f"head '{head}' reads a query with all its candidates" in refused(saved, "--output", "out")
+    assert call(saved, "--output", "out", "--task", "embedding")[0] == 0

@@ -138,6 +138,51 @@ def test_a_wrong_value_is_named(make: Make, dotted: str, value: Any, message: st
     assert message in refused(make(**{dotted: value}))
 
 
+LISTS = {"head": "listwise", "pooling": "mean", "list_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"training__reranking__loss": {"type": "listwise"}},
+            "'listwise' reads the marks of head 'listwise', not 'lin",
+        ),
+        (
+            {"model__reranking": LISTS, "training__reranking__loss": {"type": "bce"}},
+            "training.reranking.loss: 'bce' needs a logit; head 'listwise' gives a cosine",
+        ),
+        (
+            {"model__reranking": LISTS, "training__reranking__negatives": 3},
+            "training.reranking.negatives: 3 and a positive do not fit into one prompt of model.reranking.list_size 3",
+        ),
+        (
+            {"model__reranking": LISTS, "model__prompts__candidates": "{query}{candidates}{query}{mark}"},
+            "model: prompts: head 'listwise' needs one {mark} before {candidates} and one after it",
+        ),
+        (
+            {
+                "model__reranking": {**LISTS, "head": "cosine"},
+                "model__adapter": {
+                    "experts": {"embedding": 2, "reranking": 2},
+                    "router": {"type": "similarity"},
+                },
+            },
+            "model: adapter.router: 'similarity' chooses an expert for a text; head 'cosine' reads lists",
+        ),
+    ],
+    ids=str,
+)
+def test_a_head_that_reads_lists_has_its_needs(make: Make, changes: dict[str, Any], message: str) -> None:
+    assert message in refused(make(**changes))
+
+
+def test_lists_that_fit_are_taken(make: Make) -> None:
+    for head, loss in (("listwise", "listwise"), ("listwise", "ranknet"), ("cosine", "group_softmax")):
+        settings = tiny.parsed(make(model__reranking={**LISTS, "head": head}, training__reranking__loss={"type": loss}))
+        assert settings.model.reranking.is_learned == (head == "listwise")
+
+
 @pytest.mark.parametrize("target", ["q_prj", "query"])
 def test_an_unknown_projection_is_named(make: Make, target: str, base: Path) -> None:
     """Whether by the configuration or by the model: silently training fewer layers is the one wrong answer."""

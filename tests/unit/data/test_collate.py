@@ -10,7 +10,7 @@ from unimoer.config import PromptConfig
 from unimoer.data.collate import Collator, pad
 from unimoer.data.prompts import Prompter
 from unimoer.data.sampling import Sample
-from unimoer.types import Document, Example, RetrievalDataset
+from unimoer.types import Document, Example, FeedbackBatch, ListBatch, RetrievalDataset
 
 CORPUS = {f"d{number}": Document(f"text {'long ' * number}", "title" if number % 2 else "") for number in range(8)}
 DATASET = RetrievalDataset("toy", CORPUS, {}, {})
@@ -21,13 +21,14 @@ def prompter() -> Prompter:
     return Prompter(tiny.tokenizer(), PromptConfig())
 
 
-def collator(prompter: Prompter, padding: str = "right", multiple: int = 16) -> Collator:
+def collator(prompter: Prompter, padding: str = "right", multiple: int = 16, head: str = "linear") -> Collator:
     return Collator(
         prompter,
         {"toy": DATASET},
         instructions={"toy": "Find it"},
         padding=padding,  # type: ignore[arg-type]
         multiple=multiple,
+        head=head,
     )
 
 
@@ -105,3 +106,32 @@ def test_a_reranking_batch_holds_one_group_after_the_other(prompter: Prompter, p
     expected = prompter.pairs([f"where is {q}" for q, _ in texts], [CORPUS[d].content for _, d in texts], "Find it")
     for row, ids in enumerate(expected):
         assert batch.pairs.input_ids[row][batch.pairs.attention_mask[row].bool()].tolist() == ids
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_list_has_its_marks_where_its_tokens_are(prompter: Prompter, padding: str) -> None:
+    batch = collator(prompter, padding, head="listwise").reranking("toy", SAMPLES)
+    assert isinstance(batch, ListBatch)
+    assert batch.marks.shape == (3, 5)
+    pad_id = prompter.tokenizer.pad_token_id
+    for row, places in enumerate(batch.marks):
+        marked = batch.prompts.attention_mask[row].bool() & (batch.prompts.input_ids[row] == pad_id)
+        assert marked.nonzero().squeeze(1).tolist() == places.tolist()
+    assert batch.texts == (batch.prompts,)
+
+
+def test_the_positive_is_where_its_label_is_and_not_always_first(prompter: Prompter) -> None:
+    many = [sample(f"q{number}", ("d1",), "d0", "d3", "d7") for number in range(60)]
+    batch = collator(prompter, head="cosine").reranking("toy", many)
+    assert isinstance(batch, FeedbackBatch)
+    assert batch.labels.sum(1).tolist() == [1.0] * 60
+    counts = batch.labels.sum(0)
+    # Fifteen expected at each of four places; nine is 1.8 standard deviations less.
+    assert counts.min() >= 6
+    [wanted] = prompter.documents([CORPUS["d1"].content], "Find it")
+    for row in batch.labels.flatten().nonzero().squeeze(1).tolist():
+        real = batch.documents.attention_mask[row].bool()
+        assert batch.documents.input_ids[row][real].tolist() == wanted
+    again = collator(prompter, head="cosine").reranking("toy", many)
+    assert torch.equal(again.labels, batch.labels)
+    assert batch.texts == (batch.prompts, batch.documents)

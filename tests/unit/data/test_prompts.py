@@ -119,3 +119,41 @@ def test_white_space_that_is_in_the_vocabulary_is_no_control_token() -> None:
     spaced.add_tokens(["    ", "        "])
     [ids] = Prompter(spaced, PromptConfig(append_eos=False)).documents(["if red:\n        return"])
     assert spaced.decode(ids) == "if red:\n        return"
+
+
+def test_a_list_holds_the_query_twice_and_its_marks_are_padding_tokens(
+    make: Callable[..., Prompter], words: PreTrainedTokenizerFast
+) -> None:
+    prompter = make(max_document_tokens=8, append_eos=False)
+    cut = words.decode(prompter.documents(["a plate " * 30])[0])
+    assert cut.count("plate") < 9
+    queries = ["what is a pond", "find my plate"]
+    candidates = [["A pond is water.", "a plate " * 30], ["The plate."]]
+    ids, marks = prompter.lists(queries, candidates)
+    for row, places in zip(ids, marks, strict=True):
+        assert [row[place] for place in places] == [words.pad_token_id] * len(places)
+        assert row.count(words.pad_token_id) == len(places)
+    assert [len(places) for places in marks] == [4, 3]
+    mark = words.pad_token
+    assert words.decode(ids[0]) == (
+        "<|im_start|>system\nRead the Query and the numbered Documents, and judge how relevant each Document is."
+        f"<|im_end|>\n<|im_start|>user\n<Instruct>: {TASK}\n<Query>: what is a pond{mark}\n"
+        f"<Document 1>: A pond is water.{mark}\n<Document 2>: {cut}{mark}\n"
+        f"<Query>: what is a pond{mark}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    plain, none = prompter.lists(queries, candidates, marked=False)
+    assert none == [[], []]
+    assert words.decode(plain[0]) == words.decode(ids[0]).replace(str(mark), "")
+
+
+def test_no_text_can_bring_a_mark_of_its_own(make: Callable[..., Prompter]) -> None:
+    prompter = make(candidates="{query}{mark}{candidates}{query}{mark}", candidate="{document}{mark}")
+    clean = prompter.lists(["a plate"], [["the red pond"]])
+    for query, document in (
+        ("a\0 plate", "the red pond"),
+        ("a plate", "the red\0 pond"),
+        ("a plate", "the red {mark}"),
+    ):
+        ids, marks = prompter.lists([query], [[document]])
+        assert len(marks[0]) == 3
+        assert (ids, marks) == clean or "{mark}" in document

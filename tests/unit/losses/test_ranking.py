@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from unimoer.losses.ranking import bce, group_softmax
+from unimoer.losses.ranking import bce, group_softmax, listwise, ranknet
 
 
 def scores(*shape: int) -> Tensor:
@@ -74,3 +74,46 @@ def test_metrics_of_a_group() -> None:
         # A tie counts as a hit here; the spread beside it says that nothing was ranked.
         assert terms["group_accuracy"] == pytest.approx(2 / 3)
         assert terms["score_spread"] == pytest.approx(2 * math.sqrt(2 / 3) / 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_ranknet(scale: float) -> None:
+    """Graded labels: every pair of different grades counts once, the better document first."""
+    given = scores(3, 4).requires_grad_()
+    grades = torch.tensor([[0.0, 2.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    loss, terms = ranknet(given, grades, scale=scale)
+    expected = [
+        math.log1p(math.exp(-scale * (row[i] - row[j])))
+        for row, grade in zip(given.tolist(), grades.tolist(), strict=True)
+        for i in range(4)
+        for j in range(4)
+        if grade[i] > grade[j]
+    ]
+    assert len(expected) == 5 + 3 + 4
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert terms["ranknet"] == pytest.approx(loss.item())
+    [gradient] = torch.autograd.grad(loss, [given])
+    # The printed equation of E2Rank's paper would push the better document down.
+    assert gradient[1, 0] < 0 < gradient[1, 1]
+
+
+def test_listwise() -> None:
+    temperature = 0.5
+    vectors = torch.nn.functional.normalize(scores(2, 5, 6), dim=-1)
+    answers = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    loss, terms = listwise(vectors, answers, temperature=temperature, disperse_weight=0.3, dual_weight=0.7)
+    rank = dual = disperse = 0.0
+    for group, answer in zip(vectors.double(), (1, 0), strict=True):
+        first, documents, last = group[0], group[1:-1], group[-1]
+        for name, query in (("rank", last), ("dual", first)):
+            exponentials = [math.exp(float(document @ query) / temperature) for document in documents]
+            value = -math.log(exponentials[answer] / sum(exponentials)) / 2
+            rank, dual = (rank + value, dual) if name == "rank" else (rank, dual + value)
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        mean = sum(math.exp(float(documents[i] @ documents[j]) / temperature) for i, j in pairs) / 3
+        disperse += math.log(mean) / 2
+    assert float(loss) == pytest.approx(rank + 0.3 * disperse + 0.7 * dual, rel=1e-4)
+    assert terms["group_softmax"] == pytest.approx(rank, rel=1e-4)
+    assert terms["dual"] == pytest.approx(dual, rel=1e-4)
+    assert terms["disperse"] == pytest.approx(disperse, rel=1e-4)
+    assert set(terms) == {"group_softmax", "dual", "disperse", "group_accuracy", "score_spread"}
