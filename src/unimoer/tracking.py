@@ -50,6 +50,9 @@ class JsonlWriter:
 class Sink(Protocol):
     """Where numbers go besides the JSON lines."""
 
+    def rewind(self, step: int) -> None:
+        """Called once before the first number: what was logged past `step` will be logged again."""
+
     def log(self, numbers: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
@@ -63,18 +66,27 @@ class TensorBoardSink:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("trackers: tensorboard is not installed; pip install 'unimoer[track]'") from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._folder, self._writer_of = str(folder / "tensorboard"), SummaryWriter
+        self._writer: Any = None
+
+    def rewind(self, step: int) -> None:
+        # TensorBoard hides this step and those after it, as far as earlier files have them.
+        self._writer = self._writer_of(self._folder, purge_step=step + 1)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbSink:
-    """Extra `track`; honours `WANDB_MODE=offline`. A resumed run continues under the same id."""
+    """Extra `track`; honours `WANDB_MODE=offline`. A resumed run continues under the same id.
+
+    Weights & Biases takes every step once, so steps that are logged again are dropped there.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -83,6 +95,9 @@ class WandbSink:
             raise UserError("trackers: wandb is not installed; pip install 'unimoer[track]'") from None
         project = os.environ.get("WANDB_PROJECT", "unimoer")
         self._run = wandb.init(project=project, dir=str(folder), id=folder.name, name=folder.name, resume="allow")
+
+    def rewind(self, step: int) -> None:
+        """Nothing to do, see above."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self._run.log(dict(numbers), step=step)
@@ -102,7 +117,10 @@ class Tracker:
         self._sinks: list[Sink] = [SINKS[name](folder) for name in sinks]
 
     def rewind(self, step: int) -> None:
+        """To be called before the first number: forget what was logged past `step`."""
         self.writer.rewind(step)
+        for sink in self._sinks:
+            sink.rewind(step)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """A record has `step`, `task` and `domain`; its numbers go to the sinks as `task/domain/name`."""

@@ -70,6 +70,7 @@ def test_a_full_disk_is_one_line() -> None:
 
 def test_tensorboard_gets_every_number_under_its_task_and_domain(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, ["tensorboard"])
+    tracker.rewind(0)
     for step in (1, 2, 3):
         tracker.log({"step": step, **RECORD, "loss": 1 / step})
     tracker.close()
@@ -78,6 +79,22 @@ def test_tensorboard_gets_every_number_under_its_task_and_domain(tmp_path: Path)
     found = [(event.step, event.value) for event in events.Scalars("embedding/kitchen/loss")]
     assert found == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert [line["step"] for line in tiny.lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_tensorboard_shows_a_step_once_after_an_interruption(tmp_path: Path) -> None:
+    for first in (1, 3):
+        tracker = Tracker(tmp_path, ["tensorboard"])
+        tracker.rewind(first - 1)
+        # The interrupted run got to step 4, its checkpoint was of step 2.
+        for step in range(first, first + 4):
+            tracker.log({"step": step, **RECORD, "loss": float(first)})
+        tracker.close()
+        # Files are read in the order of their names, which count seconds.
+        [file] = [path for path in (tmp_path / "tensorboard").iterdir() if not path.name.endswith(".read")]
+        file.rename(file.with_name(file.name.replace("tfevents.", f"tfevents.{first}") + ".read"))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("embedding/kitchen/loss")]
+    assert found == [(1, 1.0), (2, 1.0), (3, 3.0), (4, 3.0), (5, 3.0), (6, 3.0)]
 
 
 WANDB = """

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -75,7 +76,9 @@ def run_experiment(
         with Progress(console, workload(config, todo)) as progress:
             progress.update("preparing data", ", ".join(config.data.domains))
             domains = prepare(config.data, depth=config.evaluation.rerank_depth)
-            write_json(folder / "plan.json", describe(config, runs, domains, arms, command=command))
+            plan = describe(config, runs, domains, arms, command=command)
+            _drop_stale_results(folder, plan)
+            write_json(folder / "plan.json", plan)
             if len(todo) < len(runs):
                 progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
             context = RunContext(config, domains, device, progress)
@@ -86,6 +89,14 @@ def run_experiment(
                 execute(context, run, folder / "runs" / run.folder)
             progress.update("statistics", f"{config.evaluation.bootstrap} replicates")
             write_results(folder)
+
+
+def _drop_stale_results(folder: Path, plan: dict[str, Any]) -> None:
+    """A verdict over other runs must not stand beside this plan until its own is there; `runs/` keeps all numbers."""
+    if not (folder / "plan.json").exists() or read_json(folder / "plan.json").get("runs") == plan["runs"]:
+        return
+    for name in ("decision.json", "results.json", "report.html", "report.md"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def run_single(config: ExperimentConfig, output: Path | None, *, device: torch.device, console: Console) -> Path:

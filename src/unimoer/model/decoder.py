@@ -159,6 +159,11 @@ class FusedDecoder(nn.Module):
         self.rotary_embedding: nn.Module = body.rotary_emb
         self.checkpointing = checkpointing
 
+    @staticmethod
+    def tokens_computed(batch: TokenBatch) -> int:
+        """Positions that the layers compute, padding among them."""
+        return Packing.size(batch.attention_mask)
+
     def forward(
         self,
         batch: TokenBatch,
@@ -230,6 +235,11 @@ class HostedDecoder(nn.Module):
             # Checkpointed segments need an input that carries a gradient, and the embedding is frozen.
             model.enable_input_require_grads()
 
+    @staticmethod
+    def tokens_computed(batch: TokenBatch) -> int:
+        """All positions: padding is left out in the fused decoder only."""
+        return batch.input_ids.numel()
+
     def forward(
         self,
         batch: TokenBatch,
@@ -255,7 +265,9 @@ class HostedDecoder(nn.Module):
         ).last_hidden_state
 
 
-def build_decoder(model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False) -> nn.Module:
+def build_decoder(
+    model: PreTrainedModel, adapter: AdapterConfig, *, checkpointing: bool = False
+) -> FusedDecoder | HostedDecoder:
     """The fused decoder where the architecture is known and has no sliding window, the hosted one elsewhere."""
     config = model.config
     sliding = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or [])

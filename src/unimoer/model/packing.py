@@ -31,13 +31,19 @@ class Packing:
     def of(cls, mask: Tensor) -> Packing | None:
         """For `[B, T]`; None where too little is padding, or all of it."""
         flat = mask.flatten().bool()
-        real = int(flat.sum())
-        wanted = -(-real // MULTIPLE) * MULTIPLE
-        if real == 0 or wanted > (1 - WORTH_IT) * len(flat):
+        real, wanted = int(flat.sum()), cls.size(mask)
+        if wanted == len(flat):
             return None
         filled = flat.clone()
         filled[(~flat).nonzero().squeeze(1)[: wanted - real]] = True
         return cls(filled.nonzero().squeeze(1), *mask.shape)
+
+    @staticmethod
+    def size(mask: Tensor) -> int:
+        """How many positions of `[B, T]` are computed."""
+        real = int(mask.sum())
+        wanted = -(-real // MULTIPLE) * MULTIPLE
+        return mask.numel() if real == 0 or wanted > (1 - WORTH_IT) * mask.numel() else wanted
 
     def pack(self, x: Tensor) -> Tensor:
         """`[B, T, d] -> [1, N, d]`."""

@@ -105,7 +105,7 @@ def train(
                 if not torch.isfinite(loss):
                     raise diverged(folder, f"{task} loss is {loss.item()}", number, domain)
                 routing.remember(task, traces)
-                log.add(domain, batch, {"loss": loss.item(), **terms}, traces)
+                log.add(domain, token_counts(model, batch), {"loss": loss.item(), **terms}, traces)
                 batches[-1][task] = batch
                 weight = combiner.weights[task] if mode is TrainingMode.JOINT_MIXED else 1.0
                 if len(step.tasks) > 1 and settings.gradients.type != "sum":
@@ -171,9 +171,9 @@ class StepLog:
         self._sums: dict[str, float] = defaultdict(float)
         self._domains: list[str] = []
 
-    def add(self, domain: str, batch: Batch, terms: dict[str, float], traces: list[RoutingTrace]) -> None:
-        real, padded = token_counts(batch)
-        self.tokens, self.computed = self.tokens + real, self.computed + padded
+    def add(self, domain: str, counts: tuple[int, int], terms: dict[str, float], traces: list[RoutingTrace]) -> None:
+        """`counts` are those of `token_counts`."""
+        self.tokens, self.computed = self.tokens + counts[0], self.computed + counts[1]
         self._domains.append(domain)
         # Of the last batch only: each holds its whole graph.
         self.traces = traces

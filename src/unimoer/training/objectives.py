@@ -132,6 +132,7 @@ def _cached(
     return cached_loss(chunks, embed, lambda vectors: _contrastive(vectors, batch, config), parameters)
 
 
-def token_counts(batch: Batch) -> tuple[int, int]:
-    """Real tokens of a batch, and tokens computed with the padding."""
-    return sum(part.num_tokens for part in batch.texts), sum(part.input_ids.numel() for part in batch.texts)
+def token_counts(model: UnifiedModel, batch: Batch) -> tuple[int, int]:
+    """Real tokens of a batch, and tokens that the model computes, what is left of the padding among them."""
+    computed = sum(model.decoder.tokens_computed(part) for part in batch.texts)
+    return sum(part.num_tokens for part in batch.texts), computed

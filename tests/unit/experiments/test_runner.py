@@ -128,6 +128,27 @@ def test_another_seed_is_added_to_what_is_done(finished: Path, experiment: Make,
     assert decision["tasks"]["embedding"]["tir"]["per_seed"].keys() == {"1", "2"}
 
 
+def test_an_old_verdict_does_not_stand_beside_a_new_plan(
+    finished: Path, experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before its end, an experiment that grew has no verdict; one that is repeated keeps the one it has."""
+
+    def stop(*_: object) -> None:
+        raise tiny.InterruptedRunError
+
+    folder = shutil.copytree(finished, tmp_path / "tiny")
+    monkeypatch.setattr("unimoer.experiments.runner.write_results", stop)
+    monkeypatch.setattr("unimoer.experiments.runner.execute", stop)
+    with pytest.raises(tiny.InterruptedRunError):
+        run(experiment(), folder)
+    assert (folder / "decision.json").read_bytes() == (finished / "decision.json").read_bytes()
+    with pytest.raises(tiny.InterruptedRunError):
+        run(experiment(seeds=[1, 2]), folder)
+    assert not (folder / "decision.json").exists()
+    assert not (folder / "results.json").exists()
+    assert snapshot(folder / "runs").keys() == snapshot(finished / "runs").keys()
+
+
 def test_a_result_is_a_function_of_the_configuration(finished: Path, experiment: Make, tmp_path: Path) -> None:
     run(experiment(), tmp_path / "again")
     assert (tmp_path / "again" / "decision.json").read_bytes() == (finished / "decision.json").read_bytes()
