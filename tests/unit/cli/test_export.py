@@ -14,7 +14,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import tiny
-from unimoer.cli import main
 from unimoer.config import parse_config
 from unimoer.model.checkpoint import save_model
 
@@ -22,19 +21,9 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """Run `unimoer export ...` in this process; exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main(["export", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
+def call(call: Call) -> Call:
+    """Run `unimoer export ...`."""
+    return lambda *arguments: call("export", *arguments)
 
 
 @pytest.fixture
