@@ -139,20 +139,16 @@ def test_a_resumed_staged_run_is_the_uninterrupted_one(experiment: Make, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arm", "settings"),
-    [
-        ("joint_single", {"head": "listwise", "loss": {"type": "listwise"}}),
-        ("e2rank", {"head": "linear", "loss": {"type": "group_softmax"}}),
-    ],
+    ("arm", "head", "loss"), [("joint_single", "listwise", "listwise"), ("joint_mixed", "cosine", "ranknet")]
 )
 def test_a_resumed_run_on_lists_is_the_uninterrupted_one(
-    arm: str, settings: dict[str, Any], experiment: Make, tmp_path: Path
+    arm: str, head: str, loss: str, experiment: Make, tmp_path: Path
 ) -> None:
-    """A probe among them; `e2rank` brings its own head and loss."""
+    """A probe among them."""
     config = with_dropout(
         experiment,
-        model__reranking={"pooling": "mean", "head": settings["head"]},
-        training__reranking__loss=settings["loss"],
+        model__reranking={"pooling": "mean", "head": head},
+        training__reranking__loss={"type": loss},
         training__embedding__steps=4,
         training__reranking__steps=4,
     )

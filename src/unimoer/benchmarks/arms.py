@@ -12,6 +12,7 @@ from torch import Tensor
 from unimoer.benchmarks.pairs import Ratio, alternate, report
 from unimoer.benchmarks.train import optimizer_step
 from unimoer.config import AdapterConfig, ModelConfig, TaskHeadConfig
+from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import resolve_dtype
 from unimoer.model.routing import Routing
@@ -35,6 +36,17 @@ class LoopOverExperts(MoELoRALinear):
         return y if residual is None else y + residual
 
 
+def shares(rank: int) -> dict[str, int]:
+    """Ranks of three experts, 1:1:2.
+
+    Raises:
+        UserError: they do not add up to the rank of the single LoRA.
+    """
+    if rank % 4:
+        raise UserError(f"--rank {rank}: three experts share it as 1:1:2, so with --arms it must be a multiple of 4")
+    return {"embedding": rank // 4, "reranking": rank // 4, "shared": rank // 2}
+
+
 def _as_loop(model: UnifiedModel) -> UnifiedModel:
     for adapter in model.adapters().values():
         adapter.__class__ = LoopOverExperts
@@ -55,7 +67,7 @@ def bench_arms(
     def build(granularity: str | None) -> UnifiedModel:
         adapter: dict[str, object] = {"rank": rank, "alpha": 2 * rank}
         if granularity is not None:
-            adapter["experts"] = {"embedding": rank // 4, "reranking": rank // 4, "shared": rank // 2}
+            adapter["experts"] = shares(rank)
             adapter["router"] = {"type": "sparsegen", "granularity": granularity}
         config = ModelConfig(
             base=base,

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from unimoer.benchmarks.arms import shares
 from unimoer.benchmarks.pairs import Ratio, alternate, report
 from unimoer.config import AdapterConfig, ModelConfig, PromptConfig, TaskHeadConfig
 from unimoer.data.embedded import load_embedded
 from unimoer.errors import UserError
-from unimoer.evaluation.inference import encode
 from unimoer.model.backbone import load_backbone, resolve_dtype
+from unimoer.model.inference import encode
 from unimoer.model.merging import merge, updates
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
@@ -111,12 +112,12 @@ def bench_encode_arms(
     One LoRA of the same rank, which merges into the base, stands beside them: routed experts cannot be merged.
     """
     sample = _documents(texts)
-    shares = {"embedding": rank // 4, "reranking": rank // 4, "shared": rank // 2}
+    experts = shares(rank)
 
     def run(router: dict[str, object] | None) -> Callable[[], None]:
         adapter: dict[str, object] = {"rank": rank, "alpha": 2 * rank}
         if router is not None:
-            adapter |= {"experts": shares, "router": router}
+            adapter |= {"experts": experts, "router": router}
         encoder = _encoder(_build(base, layers, AdapterConfig.model_validate(adapter), device).for_inference(), sample)
         return lambda: _void(encoder())
 

@@ -37,18 +37,20 @@ def export(
 
     from unimoer.experiments.evaluation import checkpoint_folder
     from unimoer.model.checkpoint import load_model, read_description
-    from unimoer.model.export import check_new, export_model
+    from unimoer.model.export import check_new, check_pairs, export_model
     from unimoer.model.merging import check_fixed
 
     checkpoint = checkpoint_folder(run)
     # What can be refused is refused before the base is loaded.
     check_new(output)
-    check_fixed(read_description(checkpoint)["model"].adapter)
+    described = read_description(checkpoint)["model"]
+    check_fixed(described.adapter)
     trained = trained_tasks(checkpoint)
     tasks = trained if task is None else task.tasks
     untrained = [wanted for wanted in tasks if wanted not in trained]
     if untrained:
         raise UserError(f"{run}: was not trained for {untrained[0]}; leave --task out, or name {trained[0]}")
+    check_pairs(described, tasks)
     model = load_model(checkpoint, torch.device("cpu"))
     console = Console(markup=False, emoji=False)
     for folder in export_model(model, output, form=form.value, tasks=tasks):

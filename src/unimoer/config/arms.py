@@ -50,6 +50,12 @@ class ArmConfig(Strict):
         bad = [key for key in self.set if not key.startswith(("training.", "model."))]
         if bad:
             raise ValueError(f"set: '{bad[0]}' is not of one arm; an arm may change keys of model and training")
+        heads = [key for key in self.set if f"{key}.".startswith("model.reranking.head.")]
+        if heads or "model.reranking" in self.set:
+            raise ValueError(
+                "set: 'model.reranking.head' is no difference between arms, whose specialists would have another; "
+                "change it for the whole configuration"
+            )
         return self
 
 
@@ -78,14 +84,6 @@ BUILTIN: dict[str, ArmConfig] = {
     "joint_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED),
     "moe_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED, experts=THREE_EXPERTS, router=SparsegenConfig()),
     "joint_staged": ArmConfig(mode=TrainingMode.JOINT_STAGED),
-    "e2rank": ArmConfig(
-        mode=TrainingMode.JOINT_MIXED,
-        set={
-            "model.reranking.head": "cosine",
-            "training.reranking.loss.type": "ranknet",
-            "training.ranking_weight": 2.0,
-        },
-    ),
     "pcgrad": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "pcgrad"}),
     "cagrad": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "cagrad"}),
     "gradnorm": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "gradnorm"}),

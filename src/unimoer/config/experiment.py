@@ -13,7 +13,7 @@ from unimoer.config.arms import BUILTIN, ArmConfig
 from unimoer.config.base import Strict, changed
 from unimoer.config.data import DataConfig
 from unimoer.config.model import READS_LISTS, ModelConfig
-from unimoer.config.training import BCEConfig, EvaluationConfig, ListwiseConfig, TrainingConfig
+from unimoer.config.training import BCEConfig, EvaluationConfig, GroupSoftmaxConfig, ListwiseConfig, TrainingConfig
 from unimoer.errors import did_you_mean
 from unimoer.types import Task, TrainingMode
 
@@ -84,6 +84,12 @@ class ExperimentConfig(Strict):
             )
         if isinstance(task.loss, BCEConfig) and head.head in READS_LISTS:
             raise ValueError(f"training.reranking.loss: 'bce' needs a logit; head '{head.head}' gives a cosine")
+        if isinstance(task.loss, GroupSoftmaxConfig) and task.loss.temperature >= 1 and head.head in READS_LISTS:
+            fitting = "listwise" if head.head == "listwise" else "ranknet"
+            raise ValueError(
+                f"training.reranking.loss: head '{head.head}' gives cosines, which a softmax at temperature "
+                f"{task.loss.temperature:g} cannot tell apart; use type {fitting}, or a temperature such as 0.1"
+            )
         if head.head in READS_LISTS and task.negatives >= head.list_size:
             raise ValueError(
                 f"training.reranking.negatives: {task.negatives} and a positive do not fit into one prompt of "

@@ -26,7 +26,7 @@ class ScoreHeadConfig(TaskHeadConfig):
     """`yes_no`: logit("yes") - logit("no") of the LM head at the pooled state. `linear`: a learned projection of it.
     `mlp`: a learned network of one hidden layer.
     `listwise`: one prompt holds the query and its candidates; the cosine of learned marks after them, through a
-    learned projector (after jina-reranker-v3, arXiv 2509.25085).
+    learned projector (after jina-reranker-v3, arXiv 2509.25085); `pooling` is not used.
     `cosine`: nothing is learned beside the adapter; the cosine of a query that has read its candidates, pooled, and
     each candidate's own vector, the one that retrieval uses too (after E2Rank, arXiv 2510.22733)."""
     list_size: int = Field(20, ge=2)
@@ -94,11 +94,24 @@ class ModelConfig(Strict):
     def _marks_are_in_place(self) -> ModelConfig:
         if self.reranking.head == "listwise":
             around = self.prompts.candidates.split("{candidates}")
-            if [part.count("{mark}") for part in (*around, self.prompts.candidate)] != [1, 1, 1]:
+            marks = [part.count("{mark}") for part in (*around, self.prompts.candidate)]
+            if marks != [1, 1, 1] or not all("{query}" in part.split("{mark}")[0] for part in around):
                 raise ValueError(
-                    "prompts: head 'listwise' needs one {mark} before {candidates} and one after it in "
-                    "prompts.candidates, and one in prompts.candidate"
+                    "prompts: head 'listwise' needs {query}{mark} once before {candidates} and once after it in "
+                    "prompts.candidates, and one {mark} in prompts.candidate"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits_its_attention(self) -> ModelConfig:
+        ways = self.embedding, self.reranking
+        if self.reranking.head == "cosine" and len({(way.pooling, way.attention) for way in ways}) > 1:
+            raise ValueError(
+                "reranking: head 'cosine' compares its vectors with those of embedding; give both the same pooling and "
+                "attention"
+            )
+        if self.reranking.head == "listwise" and self.reranking.attention != "causal":
+            raise ValueError("reranking.attention: head 'listwise' needs causal: its first mark must not see documents")
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,8 @@ class Prompter:
             for field in fields:
                 if template.count(field) != 1:
                     raise UserError(f"model.prompts.{name}: must contain {field} exactly once")
+        if "{query}" not in config.candidates:
+            raise UserError("model.prompts.candidates: must contain {query}")
         self.tokenizer = tokenizer
         self.config = config
         self._prefix = [tokenizer.bos_token_id] if self._adds_bos(tokenizer) else []
@@ -90,9 +92,9 @@ class Prompter:
         A mark is a padding token: what stands there is put in by the head that reads it. Not `marked`, there are none.
         """
         mark = MARK if marked else ""
-        cut_queries = [query.replace(MARK, "") for query in self._cut(queries, self.config.max_query_tokens)]
-        flat = self._cut([text for texts in candidates for text in texts], self.config.max_document_tokens)
-        documents = iter(text.replace(MARK, "") for text in flat)
+        cut_queries = self._cut(queries, self.config.max_query_tokens)
+        flat = [text for texts in candidates for text in texts]
+        documents = iter(self._cut(flat, self.config.max_document_tokens))
         prompts = []
         for query, texts in zip(cut_queries, candidates, strict=True):
             items = [
@@ -129,7 +131,8 @@ class Prompter:
 
     def _cut(self, texts: Sequence[str], budget: int) -> list[str]:
         """Each text without control tokens, shortened to at most `budget` tokens of its own."""
-        clean = [self._without_control(text) for text in texts]
+        # A mark first: one inside a control token would hide it.
+        clean = [self._without_control(text.replace(MARK, "")) for text in texts]
         # A token covers at least one byte: shorter texts need no look.
         long = [index for index, text in enumerate(clean) if len(text.encode()) > budget]
         if long:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from unimoer.evaluation.inference import Report
 from unimoer.evaluation.metrics import ceiling, evaluate_run, mean, write_trec
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.evaluation.search import search
 from unimoer.files import new_folder, write_json, write_text
+from unimoer.model.inference import Report
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Qrels, RetrievalDataset, Run, Task
 

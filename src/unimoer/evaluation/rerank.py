@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unimoer.config import READS_LISTS
-from unimoer.evaluation.inference import Report, score
-from unimoer.model.listwise import score_candidates
+from unimoer.model.inference import Report, score, score_lists
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import RetrievalDataset, Run
 
@@ -31,7 +30,7 @@ def rerank(
 ) -> Run:
     """Score every candidate of every query; what is not a candidate is not ranked."""
     if model.config.reranking.head in READS_LISTS:
-        return _rerank_lists(model, dataset, queries, candidates, instruction, report)
+        return _rerank_lists(model, dataset, queries, candidates, instruction, batch_tokens, report)
     pairs = [(query, document) for query in queries for document in candidates.get(query, {})]
     if not pairs:
         return {query: {} for query in queries}
@@ -51,20 +50,15 @@ def _rerank_lists(
     queries: Mapping[str, str],
     candidates: Run,
     instruction: str | None,
+    batch_tokens: int,
     report: Report | None,
 ) -> Run:
-    """One query after the other, its candidates in the order of their first scores, as such heads are used."""
-    run: dict[str, dict[str, float]] = {}
-    total = sum(len(candidates.get(query, {})) for query in queries)
-    done = 0
-    for query, text in queries.items():
-        keys = list(cut({query: candidates.get(query, {})}, total)[query])
-        if not keys:
-            run[query] = {}
-            continue
-        cosines = score_candidates(model, text, [dataset.corpus[key].content for key in keys], instruction)
-        run[query] = dict(zip(keys, cosines.tolist(), strict=True))
-        done += len(keys)
-        if report is not None:
-            report(done, total)
-    return run
+    """A query's candidates stand in the order of their first scores, as such heads are used."""
+    ordered = cut(candidates, max(map(len, candidates.values()), default=0))
+    keys = [list(ordered.get(query, {})) for query in queries]
+    texts = [[dataset.corpus[key].content for key in group] for group in keys]
+    found = score_lists(model, list(queries.values()), texts, instruction, batch_tokens=batch_tokens, report=report)
+    return {
+        query: dict(zip(group, cosines.tolist(), strict=True))
+        for query, group, cosines in zip(queries, keys, found, strict=True)
+    }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unimoer.evaluation.inference import Report, encode
+from unimoer.model.inference import Report, encode
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import RetrievalDataset, Run
 

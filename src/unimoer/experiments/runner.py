@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,27 +77,35 @@ def run_experiment(
         with Progress(console, workload(config, todo)) as progress:
             progress.update("preparing data", ", ".join(config.data.domains))
             domains = prepare(config.data, depth=config.evaluation.rerank_depth)
-            plan = describe(config, runs, domains, arms, command=command)
-            _drop_stale_results(folder, plan)
-            write_json(folder / "plan.json", plan)
-            if len(todo) < len(runs):
-                progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
             context = RunContext(config, domains, device, progress)
             # Finished runs too: their scores must not be set beside those of other data.
             for run in runs:
                 check_same_run(context, run, folder / "runs" / run.folder)
+            plan = describe(config, runs, domains, arms, command=command)
+            if _drop_stale_results(folder, plan):
+                progress.note(f"{folder}: the plan has changed; its earlier verdict and report are taken away")
+            write_json(folder / "plan.json", plan)
+            if len(todo) < len(runs):
+                progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
             for run in todo:
                 execute(context, run, folder / "runs" / run.folder)
             progress.update("statistics", f"{config.evaluation.bootstrap} replicates")
             write_results(folder)
 
 
-def _drop_stale_results(folder: Path, plan: dict[str, Any]) -> None:
+def _drop_stale_results(folder: Path, plan: dict[str, Any]) -> bool:
     """A verdict over other runs must not stand beside this plan until its own is there; `runs/` keeps all numbers."""
-    if not (folder / "plan.json").exists() or read_json(folder / "plan.json").get("runs") == plan["runs"]:
-        return
-    for name in ("decision.json", "results.json", "report.html", "report.md"):
-        (folder / name).unlink(missing_ok=True)
+    if not (folder / "plan.json").exists():
+        return False
+    old = read_json(folder / "plan.json")
+    if all(old.get(key) == plan[key] for key in ("runs", "criterion")):
+        return False
+    found = [folder / name for name in ("decision.json", "results.json", "report.html", "report.md")]
+    for file in found:
+        file.unlink(missing_ok=True)
+    for name in ("tables", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return True
 
 
 def run_single(config: ExperimentConfig, output: Path | None, *, device: torch.device, console: Console) -> Path:

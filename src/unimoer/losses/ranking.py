@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,8 @@ def ranknet(scores: Tensor, labels: Tensor, *, scale: float = 1.0) -> tuple[Tens
     """
     margins = scale * (scores.unsqueeze(2) - scores.unsqueeze(1))
     better = labels.unsqueeze(2) > labels.unsqueeze(1)
-    loss = F.softplus(-margins[better]).mean()
+    # Without any pair there is nothing to learn, and no number to divide by.
+    loss = F.softplus(-margins[better]).sum() / better.sum().clamp(min=1)
     return loss, {"ranknet": loss.item(), **_group_metrics(scores.detach(), labels)}
 
 
@@ -51,8 +54,8 @@ def listwise(
 
     `vectors [G, K + 2, p]`, unit length: the query before it has read a document, K documents, the query after.
     Rank: cross-entropy of the positive under the last query; dual: under the first; disperse: the log of the mean of
-    exp(cosine / temperature) over pairs of documents. Left out: negatives of other prompts, and the term of augmented
-    duplicates, whose formula is not published.
+    exp(cosine / temperature) over pairs of documents, of which there must be one. Left out: negatives of other prompts,
+    and the term of augmented duplicates, whose formula is not published.
     """
     first, documents, last = vectors[:, 0], vectors[:, 1:-1], vectors[:, -1]
     scores = torch.einsum("gkp,gp->gk", documents, last)
@@ -60,7 +63,6 @@ def listwise(
     early, _ = group_softmax(torch.einsum("gkp,gp->gk", documents, first), labels, temperature=temperature)
     left, right = torch.triu_indices(documents.shape[1], documents.shape[1], offset=1, device=vectors.device)
     cosines = (documents[:, left] * documents[:, right]).sum(-1)
-    pairs = torch.tensor(float(len(left)), device=vectors.device)
-    disperse = (torch.logsumexp(cosines / temperature, 1) - pairs.log()).mean()
+    disperse = (torch.logsumexp(cosines / temperature, 1) - math.log(len(left))).mean()
     loss = rank + disperse_weight * disperse + dual_weight * early
     return loss, {**log, "dual": early.item(), "disperse": disperse.item()}

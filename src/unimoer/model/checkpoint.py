@@ -20,7 +20,7 @@ from unimoer.config import READS_LISTS, parse_model
 from unimoer.data.collate import pad
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
-from unimoer.model.listwise import score_candidates
+from unimoer.model.inference import score_lists
 from unimoer.model.unified import UnifiedModel
 
 FORMAT = 1
@@ -38,12 +38,12 @@ def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
     with torch.inference_mode():
         vector = model.embed(query.to(str(model.device)))[0]
         if model.config.reranking.head in READS_LISTS:
-            score = score_candidates(model, GOLDEN_QUERY, [GOLDEN_DOCUMENT])[0]
+            score = float(score_lists(model, [GOLDEN_QUERY], [[GOLDEN_DOCUMENT]])[0][0])
         else:
             pair = pad(prompter.pairs([GOLDEN_QUERY], [GOLDEN_DOCUMENT]), pad_id=pad_id, padding=side, multiple=16)
-            score = model.score(pair.to(str(model.device)))[0]
+            score = model.score(pair.to(str(model.device))).item()
     dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
-    return {"embedding": vector[:8].tolist(), "score": score.item(), "dtype": str(dtype).removeprefix("torch.")}
+    return {"embedding": vector[:8].tolist(), "score": score, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from unimoer import __version__
-from unimoer.config import READS_LISTS
+from unimoer.config import READS_LISTS, ModelConfig
 from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
 from unimoer.model.backbone import load_backbone, read_architecture
@@ -38,6 +38,14 @@ def check_new(folder: Path) -> None:
         raise UserError(f"{folder}: exists already; choose another --output, or remove it")
 
 
+def check_pairs(config: ModelConfig, tasks: Sequence[Task]) -> None:
+    """Raises: UserError when reranking is to be exported, and its head does not read pairs."""
+    head = config.reranking.head
+    if Task.RERANKING in tasks and head in READS_LISTS:
+        way_out = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
+        raise UserError(f"head '{head}' reads a query with all its candidates, which no other format says{way_out}")
+
+
 def export_model(
     model: UnifiedModel, output: Path, *, form: Format = "peft", tasks: Sequence[Task] = tuple(Task)
 ) -> list[Path]:
@@ -53,11 +61,7 @@ def export_model(
             cannot express the task.
     """
     check_new(output)
-    head = model.config.reranking.head
-    if Task.RERANKING in tasks and head in READS_LISTS:
-        raise UserError(
-            f"head '{head}' reads a query with all its candidates, which no other format says; --task embedding"
-        )
+    check_pairs(model.config, tasks)
     found = {task: updates(model, task) for task in tasks}
     with new_folder(output) as temporary:
         for task in tasks:

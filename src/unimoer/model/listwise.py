@@ -9,17 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from unimoer.data.collate import pad, place_marks, reads
-from unimoer.types import TokenBatch
-
-if TYPE_CHECKING:
-    from unimoer.model.unified import UnifiedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +40,11 @@ class ListwiseHead(nn.Module):
     the width: half of the model's, which is its 512 at 1,024.
     """
 
-    def __init__(self, embedding: Tensor) -> None:
-        """`embedding [V, d]`: the marks start near the mean word, as far from it as a word is."""
+    def __init__(self, words: Tensor) -> None:
+        """`words [V, d]`, embedded: the marks start near the mean word, as far from it as a word is."""
         super().__init__()
-        width = embedding.shape[1]
-        words = embedding.detach().float()
+        width = words.shape[1]
+        words = words.float()
         start = words.mean(0) + words.std(0) * torch.randn(2, width)
         self.marks = nn.Parameter(start)
         self.project = nn.Sequential(
@@ -70,43 +63,12 @@ class ListwiseHead(nn.Module):
         return F.normalize(self.project(states), dim=-1)
 
 
-@torch.no_grad()
-def score_candidates(
-    model: UnifiedModel, query: str, documents: Sequence[str], instruction: str | None = None, *, rows: int = 64
-) -> Tensor:
-    """Cosines of one query with its candidates, `[K]`, for the heads that read lists.
+def compare(blocks: Sequence[Tensor]) -> Tensor:
+    """Vectors of one query's prompts, `[K_i + 2, p]` each -> cosines of all its candidates, `[sum K_i]`.
 
-    More candidates than fit into a prompt: `listwise` reads as many prompts as it takes, in the order given, and
-    compares all of them with the average of the prompts' query vectors, weighted by their best candidate;
-    `cosine` puts the first ones into the prompt and compares all. `rows` texts are embedded at a time.
+    They are compared with the average of the prompts' last queries, each weighted by its best candidate: cosines lie
+    between -1 and 1, and a prompt whose best one is poor says little about the query.
     """
-    size = model.config.reranking.list_size
-    blocks = [documents[start : start + size] for start in range(0, len(documents), size)]
-    if reads(model.config.reranking.head) == "lists":
-        prompt, _ = _prompt(model, query, blocks[0], instruction)
-        texts = model.prompter.documents(documents, instruction)
-        parts = [model.embed(_pad(model, texts[start : start + rows])) for start in range(0, len(texts), rows)]
-        return torch.cat(parts) @ model.embed_feedback(prompt)[0]
-    found, queries = [], []
-    for block in blocks:
-        prompt, marks = _prompt(model, query, block, instruction)
-        vectors = model.list_vectors(prompt, marks)[0]
-        found.append(vectors[1:-1])
-        # Cosines lie between -1 and 1: a prompt whose best candidate is poor says little about the query.
-        queries.append(vectors[-1] * (1 + (vectors[1:-1] @ vectors[-1]).max()) / 2)
-    return torch.cat(found) @ F.normalize(torch.stack(queries).sum(0), dim=-1)
-
-
-def _prompt(
-    model: UnifiedModel, query: str, documents: Sequence[str], instruction: str | None
-) -> tuple[TokenBatch, Tensor]:
-    marked = reads(model.config.reranking.head) == "marked lists"
-    ids, marks = model.prompter.lists([query], [documents], instruction, marked=marked)
-    batch = _pad(model, ids)
-    return batch, place_marks(marks, batch).to(model.device)
-
-
-def _pad(model: UnifiedModel, ids: Sequence[Sequence[int]]) -> TokenBatch:
-    pad_id = model.tokenizer.pad_token_id
-    batch = pad(ids, pad_id=pad_id, padding=model.config.padding, multiple=16)
-    return batch.to(str(model.device))
+    queries = [block[-1] * (1 + (block[1:-1] @ block[-1]).max()) / 2 for block in blocks]
+    query = F.normalize(torch.stack(queries).sum(0), dim=-1)
+    return torch.cat([block[1:-1] for block in blocks]) @ query

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +34,8 @@ class UnifiedModel(nn.Module):
         base, tokenizer = load_backbone(config, device)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.prompter = Prompter(tokenizer, config.prompts)
+        if config.reranking.head in READS_LISTS:
+            self._check_length(getattr(base.config, "max_position_embeddings", None))
         self.head = self._build_head(base, seed)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -53,8 +54,7 @@ class UnifiedModel(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 if self.config.reranking.head == "listwise":
-                    words: Any = base.get_input_embeddings().weight
-                    return ListwiseHead(words.cpu()).to(lm_head.device)
+                    return ListwiseHead(_some_words(base)).to(lm_head.device)
                 kind = LinearHead if self.config.reranking.head == "linear" else MLPHead
                 return kind(lm_head.shape[1], torch.device("cpu")).to(lm_head.device)
         ids = []
@@ -64,6 +64,18 @@ class UnifiedModel(nn.Module):
                 raise UserError(f"model.reranking.head: '{word}' is not one token of {self.config.base}; use 'linear'")
             ids += tokens
         return YesNoHead(lm_head, *ids)
+
+    def _check_length(self, longest: int | None) -> None:
+        """Raises: UserError when a full prompt of candidates is longer than the base was made for."""
+        size, prompts = self.config.reranking.list_size, self.config.prompts
+        [frame], _ = self.prompter.lists([""], [[""] * size])
+        mentions = prompts.candidates.count("{query}")
+        needed = len(frame) + size * prompts.max_document_tokens + mentions * prompts.max_query_tokens
+        if longest is not None and needed > longest:
+            raise UserError(
+                f"model.reranking.list_size: a prompt of {size} candidates can have {needed:,} tokens, "
+                f"{self.config.base} reads {longest:,}; lower it, or model.prompts.max_document_tokens"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -263,6 +275,15 @@ class UnifiedModel(nn.Module):
             sample = flat[:: max(1, len(flat) // 512)].to(torch.bfloat16).float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _some_words(base: PreTrainedModel) -> Tensor:
+    """Up to 4,096 words as the layers see them, `[W, d]`: some decoders scale what is in the table."""
+    vocabulary = len(base.get_output_embeddings().weight)
+    ids = torch.arange(0, vocabulary, max(1, vocabulary // 4096), device=base.device)
+    words: Tensor = base.get_input_embeddings()(ids)
+    return words.cpu()
 
 
 def _layer(name: str) -> int:

@@ -93,7 +93,8 @@ def _ranking(
         scores = torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1])
     elif isinstance(batch, FeedbackBatch):
         queries = model.embed_feedback(batch.prompts.to(device), trace)
-        documents = _embed(model, batch.documents.to(device), traces)
+        # Routed as the documents of retrieval are: no decision of reranking, and none of its router losses.
+        documents = model.embed(batch.documents.to(device))
         scores = torch.einsum("gkp,gp->gk", documents.view(*labels.shape, -1), queries)
     else:
         scores = model.score(batch.pairs.to(device), trace).view(labels.shape)

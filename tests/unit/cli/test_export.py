@@ -150,6 +150,6 @@ def test_a_task_that_was_not_trained(
 
 @pytest.mark.parametrize("head", ["listwise", "cosine"])
 def test_heads_that_read_lists(head: str, refused: Callable[..., str], call: Call, base: Path, tmp_path: Path) -> None:
-    saved = checkpoint(base, tmp_path / "final", reranking={"pooling": "mean", "head": head}, prompts={})
+    saved = checkpoint(base, tmp_path / "final", reranking={"pooling": "mean", "head": head, "list_size": 3})
     assert f"head '{head}' reads a query with all its candidates" in refused(saved, "--output", "out")
     assert call(saved, "--output", "out", "--task", "embedding")[0] == 0

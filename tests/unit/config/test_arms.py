@@ -52,6 +52,8 @@ def test_every_mode_and_every_router_has_an_arm() -> None:
         ({"mode": "joint_mixed", "experts": EXPERTS}, "experts and router belong together"),
         ({"mode": "joint_mixed", "set": {"data.domains": 1}}, "set: 'data.domains' is not of one arm"),
         ({"mode": "joint_mixed", "set": {"seeds": [1]}}, "set: 'seeds' is not of one arm"),
+        ({"mode": "joint_mixed", "set": {"model.reranking.head": "cosine"}}, "set: 'model.reranking.head' is no diff"),
+        ({"mode": "joint_mixed", "set": {"model.reranking": {}}}, "set: 'model.reranking.head' is no difference"),
         ({"mode": "joint"}, "mode"),
     ],
     ids=str,

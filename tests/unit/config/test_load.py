@@ -153,12 +153,32 @@ LISTS = {"head": "listwise", "pooling": "mean", "list_size": 3}
             "training.reranking.loss: 'bce' needs a logit; head 'listwise' gives a cosine",
         ),
         (
-            {"model__reranking": LISTS, "training__reranking__negatives": 3},
+            {
+                "model__reranking": LISTS,
+                "training__reranking__loss": {"type": "listwise"},
+                "training__reranking__negatives": 3,
+            },
             "training.reranking.negatives: 3 and a positive do not fit into one prompt of model.reranking.list_size 3",
         ),
         (
             {"model__reranking": LISTS, "model__prompts__candidates": "{query}{candidates}{query}{mark}"},
-            "model: prompts: head 'listwise' needs one {mark} before {candidates} and one after it",
+            "model: prompts: head 'listwise' needs {query}{mark} once before {candidates} and once after it",
+        ),
+        (
+            {"model__reranking": LISTS, "model__prompts__candidates": "{mark}{candidates}{query}{mark}"},
+            "model: prompts: head 'listwise' needs {query}{mark} once before {candidates} and once after it",
+        ),
+        (
+            {"model__reranking": {**LISTS, "attention": "bidirectional"}},
+            "model: reranking.attention: head 'listwise' needs causal",
+        ),
+        (
+            {"model__reranking": {**LISTS, "head": "cosine", "pooling": "last"}},
+            "model: reranking: head 'cosine' compares its vectors with those of embedding",
+        ),
+        (
+            {"model__reranking": LISTS, "training__reranking__loss": {"type": "group_softmax"}},
+            "at temperature 1 cannot tell apart; use type listwise, or a temperature such as 0.1",
         ),
         (
             {
@@ -178,8 +198,9 @@ def test_a_head_that_reads_lists_has_its_needs(make: Make, changes: dict[str, An
 
 
 def test_lists_that_fit_are_taken(make: Make) -> None:
-    for head, loss in (("listwise", "listwise"), ("listwise", "ranknet"), ("cosine", "group_softmax")):
-        settings = tiny.parsed(make(model__reranking={**LISTS, "head": head}, training__reranking__loss={"type": loss}))
+    sharp = {"type": "group_softmax", "temperature": 0.1}
+    for head, loss in (("listwise", {"type": "listwise"}), ("listwise", {"type": "ranknet"}), ("cosine", sharp)):
+        settings = tiny.parsed(make(model__reranking={**LISTS, "head": head}, training__reranking__loss=loss))
         assert settings.model.reranking.is_learned == (head == "listwise")
 
 

@@ -146,14 +146,17 @@ def test_a_list_holds_the_query_twice_and_its_marks_are_padding_tokens(
     assert words.decode(plain[0]) == words.decode(ids[0]).replace(str(mark), "")
 
 
-def test_no_text_can_bring_a_mark_of_its_own(make: Callable[..., Prompter]) -> None:
+def test_no_text_can_bring_a_mark_of_its_own(make: Callable[..., Prompter], words: PreTrainedTokenizerFast) -> None:
     prompter = make(candidates="{query}{mark}{candidates}{query}{mark}", candidate="{document}{mark}")
     clean = prompter.lists(["a plate"], [["the red pond"]])
-    for query, document in (
-        ("a\0 plate", "the red pond"),
-        ("a plate", "the red\0 pond"),
-        ("a plate", "the red {mark}"),
-    ):
-        ids, marks = prompter.lists([query], [[document]])
-        assert len(marks[0]) == 3
-        assert (ids, marks) == clean or "{mark}" in document
+    assert len(clean[1][0]) == 3
+    assert prompter.lists(["a\0 plate"], [["the \0red pond\0"]]) == clean
+    # Nor can it hide a control token from the guard.
+    assert prompter.lists(["a plate"], [["the <|im\0_end|>red pond"]]) == clean
+    [ids], _ = prompter.lists(["a plate"], [["the {mark} pond"]])
+    assert "the {mark} pond" in words.decode(ids)
+
+
+def test_a_list_needs_its_query(make: Callable[..., Prompter]) -> None:
+    with pytest.raises(UserError, match=r"model\.prompts\.candidates: must contain \{query\}"):
+        make(candidates="{candidates}")

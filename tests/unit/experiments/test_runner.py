@@ -146,6 +146,7 @@ def test_an_old_verdict_does_not_stand_beside_a_new_plan(
         run(experiment(seeds=[1, 2]), folder)
     assert not (folder / "decision.json").exists()
     assert not (folder / "results.json").exists()
+    assert not (folder / "figures").exists()
     assert snapshot(folder / "runs").keys() == snapshot(finished / "runs").keys()
 
 

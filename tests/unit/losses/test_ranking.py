@@ -117,3 +117,10 @@ def test_listwise() -> None:
     assert terms["dual"] == pytest.approx(dual, rel=1e-4)
     assert terms["disperse"] == pytest.approx(disperse, rel=1e-4)
     assert set(terms) == {"group_softmax", "dual", "disperse", "group_accuracy", "score_spread"}
+
+
+def test_ranknet_without_a_pair_is_no_loss() -> None:
+    given = scores(2, 3).requires_grad_()
+    loss, _ = ranknet(given, torch.ones(2, 3))
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, [given])[0].any()

@@ -16,7 +16,7 @@ from unimoer.data.collate import place_marks
 from unimoer.errors import UserError
 from unimoer.evaluation.rerank import rerank
 from unimoer.model.checkpoint import load_model, save_model
-from unimoer.model.listwise import score_candidates
+from unimoer.model.inference import score_lists
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Document, RetrievalDataset
 
@@ -36,6 +36,11 @@ def vectors(model: UnifiedModel, documents: list[str], padding: str = "right", m
     prompts = tiny.batch(ids, padding, multiple)
     with torch.inference_mode():
         return model.list_vectors(prompts, place_marks(marks, prompts))[0]
+
+
+def cosines(model: UnifiedModel, documents: list[str] = DOCUMENTS, **options: Any) -> Tensor:
+    [found] = score_lists(model, [QUERY], [documents], **options)
+    return torch.from_numpy(found)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo2"])
@@ -77,7 +82,7 @@ def test_the_marks_are_learned_and_are_no_words(family: str, bases: Bases) -> No
 def test_scores_of_one_prompt_are_cosines_of_its_marks(base: Path) -> None:
     model = build(base, "listwise")
     expected = vectors(model, DOCUMENTS)
-    assert tiny.relative(score_candidates(model, QUERY, DOCUMENTS), expected[1:-1] @ expected[-1]) < 1e-4
+    assert tiny.relative(cosines(model), expected[1:-1] @ expected[-1]) < 1e-4
 
 
 def test_prompts_of_a_long_list_share_one_query(base: Path) -> None:
@@ -87,7 +92,7 @@ def test_prompts_of_a_long_list_share_one_query(base: Path) -> None:
     weights = [(1 + float((block[1:-1] @ block[-1]).max())) / 2 for block in blocks]
     query = F.normalize(weights[0] * blocks[0][-1] + weights[1] * blocks[1][-1], dim=0)
     expected = torch.cat([block[1:-1] for block in blocks]) @ query
-    assert tiny.relative(score_candidates(model, QUERY, DOCUMENTS), expected) < 1e-4
+    assert tiny.relative(cosines(model), expected) < 1e-4
 
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo2"])
@@ -98,8 +103,8 @@ def test_feedback_puts_the_first_candidates_into_the_query_and_compares_all(fami
     with torch.inference_mode():
         query = model.embed_feedback(tiny.batch(ids))[0]
         documents = model.embed(tiny.batch(model.prompter.documents(DOCUMENTS)))
-    assert tiny.relative(score_candidates(model, QUERY, DOCUMENTS), documents @ query) < 1e-4
-    assert tiny.relative(score_candidates(model, QUERY, DOCUMENTS, rows=1), documents @ query) < 1e-4
+    assert tiny.relative(cosines(model), documents @ query) < 1e-4
+    assert tiny.relative(cosines(model, batch_tokens=1), documents @ query) < 1e-4
     assert not [name for name in model.trainable() if name.startswith("head.")]
 
 
@@ -112,9 +117,10 @@ def test_reranking_scores_every_candidate(head: str, base: Path) -> None:
     # The prompt's order is that of the first scores.
     candidates = {"q": {"2": 1.0, "0": 3.0, "1": 2.0}}
     run = rerank(model, dataset, queries, candidates, report=lambda done, total: seen.append((done, total)))
-    expected = score_candidates(model, QUERY, [DOCUMENTS[i] for i in (0, 1, 2)])
-    assert run == {"q": dict(zip("012", expected.tolist(), strict=True)), "none": {}}
-    assert seen == [(3, 3)]
+    expected = cosines(model, [DOCUMENTS[i] for i in (0, 1, 2)])
+    assert run == {"q": pytest.approx(dict(zip("012", expected.tolist(), strict=True)), abs=1e-6), "none": {}}
+    assert seen[-1] == (3, 3)
+    assert rerank(model, dataset, queries, {}) == {"q": {}, "none": {}}
 
 
 @pytest.mark.parametrize("head", ["listwise", "cosine"])
@@ -128,8 +134,8 @@ def test_a_round_trip_keeps_the_scores(head: str, base: Path, tmp_path: Path) ->
     model = build(base, head, list_size=3, padding="left")
     save_model(model, tmp_path / "final")
     loaded = load_model(tmp_path / "final", tiny.CPU)
-    expected = score_candidates(model, QUERY, DOCUMENTS)
-    assert torch.equal(score_candidates(loaded, QUERY, DOCUMENTS), expected)
+    expected = cosines(model)
+    assert torch.equal(cosines(loaded), expected)
 
 
 def test_a_seed_decides_the_head(base: Path) -> None:
@@ -142,3 +148,66 @@ def test_a_seed_decides_the_head(base: Path) -> None:
     words, marks = first.decoder.embedding.float(), first.head.marks.detach()
     ratio = float((marks - words.mean(0)).norm() / (words - words.mean(0)).norm(dim=-1).mean() / 2**0.5)
     assert 0.6 < ratio < 1.6
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("head", ["listwise", "cosine"])
+@pytest.mark.parametrize("family", ["qwen3", "olmo2", "gemma"])
+def test_queries_of_one_batch_do_not_meet(family: str, head: str, padding: str, bases: Bases) -> None:
+    """Prompts of very different lengths, of several marks, and long enough together to be packed."""
+    model = build(bases(family), head, list_size=3, padding=padding)
+    queries = [QUERY, "find my bench", "a pond", "tell me about the golden oven", "x", "who owns the fence", "spoon"]
+    candidates = [(DOCUMENTS * 2)[: number + 1] for number in range(6)] + [[]]
+    together = score_lists(model, queries, candidates)
+    for query, texts, found in zip(queries, candidates, together, strict=True):
+        [alone] = score_lists(model, [query], [texts], batch_tokens=1)
+        assert found.shape == (len(texts),)
+        assert found == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma"])
+def test_recomputation_gives_the_same_gradients(family: str, bases: Bases) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = build(bases(family), "listwise", gradient_checkpointing=checkpointing).train()
+        ids, marks = model.prompter.lists([QUERY], [DOCUMENTS])
+        prompts = tiny.batch(ids)
+        vectors = model.list_vectors(prompts, place_marks(marks, prompts))
+        (vectors[:, 1:-1] @ vectors[0, -1]).square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in model.trainable().items()})
+    for name, gradient in found[0].items():
+        assert gradient is not None, name
+        assert tiny.relative(found[1][name], gradient) < 1e-5, name
+
+
+@pytest.mark.parametrize(("head", "wanted"), [("listwise", {"reranking"}), ("cosine", {"embedding", "reranking"})])
+@pytest.mark.parametrize("router", ["hard", "hard_shared", "softmax"])
+def test_routed_experts_know_which_task_a_list_is_of(router: str, head: str, wanted: set[str], base: Path) -> None:
+    """The prompt is one of reranking, and so, with `listwise`, are its documents; with `cosine` they are embedded."""
+    experts = {"embedding": 2, "reranking": 2, "shared": 2}
+    model = build(base, head, adapter={"rank": 6, "alpha": 12.0, "experts": experts, "router": {"type": router}})
+    tasks: set[str] = set()
+    for layer in model.decoder.layers:
+        for module in layer.routers.values():
+            module.register_forward_hook(lambda _, given, __: tasks.add(given[1].task.value))
+    cosines(model)
+    assert tasks == wanted
+
+
+def test_a_prompt_longer_than_the_base_reads_is_refused(base: Path) -> None:
+    prompts = {**PROMPTS, "max_document_tokens": 600}
+    reranking = {"pooling": "mean", "head": "listwise", "list_size": 4}
+    message = r"list_size: a prompt of 4 candidates can have 2,\d\d\d tokens, .* reads 2,048; lower it"
+    with pytest.raises(UserError, match=message):
+        tiny.build(base, reranking=reranking, prompts=prompts)
+
+
+def test_marks_are_as_large_as_the_words_that_the_layers_see(bases: Bases) -> None:
+    """Gemma multiplies what is in its table by the root of its width."""
+    for family in ("qwen3", "gemma"):
+        model = build(bases(family), "listwise")
+        body = getattr(model.decoder, "body", None)
+        ids = torch.arange(300)
+        table = model.decoder.embedding[ids] if body is None else body.get_input_embeddings()(ids)
+        ratio = model.head.marks.detach().norm(dim=-1).mean() / table.detach().float().norm(dim=-1).mean()
+        assert 0.5 < float(ratio) < 2, family

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from unimoer.evaluation.inference import encode, length_batches, score
+from unimoer.model.inference import encode, length_batches, score
 
 
 @given(
