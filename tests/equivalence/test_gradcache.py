@@ -25,9 +25,11 @@ RELEVANT = torch.eye(5, 10, dtype=torch.bool)
 SIDE = 0.1
 
 
-def model(base: Path, dropout: float = 0.0, **changes: Any) -> UnifiedModel:
+def model(base: Path, dropout: float = 0.0, *, router: dict[str, Any] | None = None, **changes: Any) -> UnifiedModel:
     """Adapters that are not neutral, training as the loop does."""
-    adapter = {"rank": 4, "alpha": 8.0, "dropout": dropout}
+    adapter: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": dropout}
+    if router is not None:
+        adapter |= {"experts": {"embedding": 2, "reranking": 2, "shared": 4}, "router": router}
     return tiny.build(base, noise=0.1, adapter=adapter, **changes).train()
 
 
@@ -87,6 +89,23 @@ def test_with_dropout_it_is_the_plain_loss_of_the_same_chunks(checkpointing: boo
     plain(stranger, chunks(2)).backward()
     with pytest.raises(AssertionError):
         agree(one, stranger)
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "causal", "token"])
+@pytest.mark.parametrize("kind", ["sparsegen", "softmax"])
+def test_routing_is_replayed_with_its_noise(kind: str, granularity: str, base: Path) -> None:
+    """Jitter, noise on the logits and experts left out: all drawn again as they were, for the routers too."""
+    noise = {"noise_epsilon": 0.2, "logit_noise": 0.3, "expert_dropout": 0.3, "weight_floor": 0.05}
+    router = {"type": kind, "granularity": granularity, **noise}
+    one, other = (model(base, 0.3, router=router) for _ in range(2))
+    torch.manual_seed(5)
+    plain(other, chunks(2)).backward()
+    torch.manual_seed(5)
+    cached(one, chunks(2)).backward()
+    agree(one, other)
+    routers = [parameter.grad for name, parameter in one.trainable().items() if ".routers." in name]
+    assert routers
+    assert any(gradient.any() for gradient in routers if gradient is not None)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 10])

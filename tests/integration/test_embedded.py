@@ -27,7 +27,7 @@ SMALL = [
 
 @pytest.mark.assets
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", ["quick", "full"])
+@pytest.mark.parametrize("tier", ["quick", "full", "e2rank"])
 def test_a_tier_runs_from_end_to_end(tier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "kill-gate", "--config", tier, "--output", str(tmp_path / "out"), "--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:

@@ -10,14 +10,13 @@ from rich.console import Console
 from torch import Tensor
 
 from unimoer.benchmarks.pairs import Ratio, alternate, report
-from unimoer.benchmarks.train import optimizer_step
+from unimoer.benchmarks.train import optimizer_step, random_batch
 from unimoer.config import AdapterConfig, ModelConfig, TaskHeadConfig
 from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import resolve_dtype
 from unimoer.model.routing import Routing
 from unimoer.model.unified import UnifiedModel
-from unimoer.types import TokenBatch
 
 
 class LoopOverExperts(MoELoRALinear):
@@ -60,14 +59,12 @@ def bench_arms(
 
     The rank is that of the single LoRA; three experts share it (1:1:2) and the routers come on top.
     """
-    torch.manual_seed(0)
-    ids = torch.randint(100, 10_000, (rows, length), device=device)
-    batch = TokenBatch(ids, torch.ones_like(ids), torch.arange(length, device=device).expand(rows, -1))
+    experts = shares(rank)
 
     def build(granularity: str | None) -> UnifiedModel:
         adapter: dict[str, object] = {"rank": rank, "alpha": 2 * rank}
         if granularity is not None:
-            adapter["experts"] = shares(rank)
+            adapter["experts"] = experts
             adapter["router"] = {"type": "sparsegen", "granularity": granularity}
         config = ModelConfig(
             base=base,
@@ -78,6 +75,7 @@ def bench_arms(
         return UnifiedModel(config, device).train()
 
     def step(model: UnifiedModel) -> Callable[[], None]:
+        batch = random_batch(model, rows, length)
         trained = [parameter for name, parameter in model.trainable().items() if name.startswith("decoder.")]
         return optimizer_step(trained, lambda: model.embed(batch))
 

@@ -33,6 +33,13 @@ def optimizer_step(parameters: list[nn.Parameter], embed: Callable[[], Tensor]) 
     return step
 
 
+def random_batch(model: UnifiedModel, rows: int, length: int) -> TokenBatch:
+    """Words of the model's own vocabulary, without padding."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(10_000, len(model.tokenizer)), (rows, length), generator=generator)
+    return TokenBatch(ids, torch.ones_like(ids), torch.arange(length).expand(rows, -1)).to(str(model.device))
+
+
 def bench_train(
     console: Console, device: torch.device, *, base: str, layers: int, rows: int, length: int, rank: int, pairs: int
 ) -> Ratio:
@@ -51,10 +58,9 @@ def bench_train(
         adapter=AdapterConfig(rank=rank, alpha=2 * rank),
         embedding=TaskHeadConfig(pooling="mean"),
     )
-    torch.manual_seed(0)
-    ids = torch.randint(100, 10_000, (rows, length), device=device)
-    mask = torch.ones_like(ids)
-    batch = TokenBatch(ids, mask, torch.arange(length, device=device).expand(rows, -1))
+    ours = UnifiedModel(config, device).train()
+    batch = random_batch(ours, rows, length)
+    ids, mask = batch.input_ids, batch.attention_mask
 
     def peft_step(attention: str, cast: bool) -> Callable[[], None]:
         model, _ = load_backbone(config, device)
@@ -70,8 +76,6 @@ def bench_train(
 
         return optimizer_step(trainable, embed)
 
-    ours = UnifiedModel(config, device)
-    ours.train()
     adapter = [parameter for name, parameter in ours.trainable().items() if name.startswith("decoder.")]
     contenders = {
         "unimoer": optimizer_step(adapter, lambda: pool(ours.decoder(batch), mask, "mean")),

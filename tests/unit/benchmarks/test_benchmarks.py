@@ -13,10 +13,12 @@ from torch import nn
 
 import tiny
 from unimoer.benchmarks import memory
-from unimoer.benchmarks.arms import LoopOverExperts
-from unimoer.benchmarks.pairs import alternate, report
+from unimoer.benchmarks.arms import LoopOverExperts, bench_arms
+from unimoer.benchmarks.pairs import Ratio, alternate, report
+from unimoer.benchmarks.train import bench_train
 from unimoer.config import AdapterConfig
 from unimoer.config.router import SparsegenConfig
+from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.routing import Routing
 
@@ -82,3 +84,23 @@ def test_inference_keeps_outputs_and_gives_up_training(bases: Callable[[str], Pa
         assert not any(p.requires_grad for layer in model.adapters().values() for p in layer.parameters())
     with pytest.raises(ValueError, match="cannot be merged"):
         next(iter(model.adapters().values())).merge()
+
+
+@pytest.mark.parametrize("run", [bench_train, bench_arms])
+def test_training_benches_end_in_one_json_line(
+    run: Callable[..., Ratio], base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"layers": 2, "rows": 4, "length": 6, "rank": 4, "pairs": 5}
+    ratio = run(Console(), tiny.CPU, base=str(base), **sizes)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["ratio"] == round(ratio.median, 3)
+    assert line["low"] <= line["ratio"] <= line["high"]
+    assert line["pairs"] == 5
+    assert {key: line[key] for key in ("layers", "rows", "length", "rank")} == {
+        k: sizes[k] for k in sizes if k != "pairs"
+    }
+
+
+def test_ranks_that_three_experts_cannot_share_are_refused(base: Path) -> None:
+    with pytest.raises(UserError, match="--rank 6: three experts share it as 1:1:2, so with --arms it must be a mult"):
+        bench_arms(Console(), tiny.CPU, base=str(base), layers=1, rows=4, length=4, rank=6, pairs=5)
