@@ -53,11 +53,17 @@ def _run(folder: Path) -> dict[str, Any]:
     model = load_model(checkpoint, torch.device("cpu"))
     description = read_json(checkpoint / "unimoer.json")
     settings = model.config
+    adapter = settings.adapter
+    routing = {}
+    if adapter.router is not None:
+        ranks = (f"{name} {rank}" for name, rank in (adapter.experts or {}).items())
+        routing = {"experts": ", ".join(ranks), "router": adapter.router.model_dump_json(exclude_defaults=False)}
     return {
         "checkpoint": checkpoint,
         "base": f"{settings.base}, {settings.layers or 'all'} layers, fingerprint {description['base_fingerprint']}",
         "adapter": f"rank {settings.adapter.rank}, alpha {settings.adapter.alpha:g} on "
         + ", ".join(settings.adapter.targets),
+        **routing,
         "trainable parameters": f"{sum(p.numel() for p in model.trainable().values()):,}",
         "embedding": f"{settings.embedding.pooling} pooling",
         "reranking": f"{settings.reranking.head} head, {settings.reranking.pooling} pooling",

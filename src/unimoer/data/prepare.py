@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from unimoer.config import DataConfig, DomainConfig
 from unimoer.data.bm25 import BM25
@@ -26,6 +26,8 @@ class PreparedDomain:
     test: Qrels
     candidates: Run
     """BM25's top documents for every test query: the lists that every arm reranks, and BM25's own ranking."""
+    without_positive: Mapping[str, int] = field(default_factory=dict)
+    """Queries of each split that have no relevant document and are left out."""
 
 
 def prepare_domain(name: str, config: DomainConfig, data: DataConfig, *, depth: int) -> PreparedDomain:
@@ -52,7 +54,8 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig, *, depth: 
     if config.evaluate:
         index = BM25.of(dataset, split_identifiers=config.split_identifiers)
         candidates = index.search({query: dataset.queries[query] for query in test}, max(depth, 100))
-    return PreparedDomain(name, config, dataset, examples, test, candidates)
+    without = {split: len(full.split(split)) - len(judged(full, split)) for split in splits}
+    return PreparedDomain(name, config, dataset, examples, test, candidates, without)
 
 
 def prepare(data: DataConfig, *, depth: int) -> dict[str, PreparedDomain]:
@@ -78,3 +81,15 @@ def _examples(name: str, dataset: RetrievalDataset, config: DomainConfig, data: 
 def training_examples(domains: Mapping[str, PreparedDomain]) -> dict[str, tuple[Example, ...]]:
     """Examples of the domains that are trained on."""
     return {name: domain.examples for name, domain in domains.items() if domain.examples}
+
+
+def left_out(domains: Mapping[str, PreparedDomain]) -> list[str]:
+    """One line for each split with queries that have no relevant document: there is nothing to learn or measure."""
+    lines = []
+    for name, domain in domains.items():
+        splits = [domain.config.train_split] * domain.config.train + [domain.config.test_split] * domain.config.evaluate
+        for split in dict.fromkeys(splits):
+            count = domain.without_positive.get(split, 0)
+            if count:
+                lines.append(f"{name}: queries of split '{split}' without a relevant document, left out: {count:,}")
+    return lines

@@ -32,6 +32,11 @@ def arm_settings(config: ExperimentConfig, name: str) -> tuple[ExperimentConfig,
             f"arm '{name}': training.gradients.type: '{method}' needs both tasks in every step, "
             f"and mode '{arm.mode}' has one; use mode joint_mixed"
         )
+    dims = settings.training.embedding.loss.matryoshka
+    if dims and max(dims) != (width := _shape(config.model).width):
+        raise UserError(
+            f"training.embedding.loss.matryoshka: the largest of {list(dims)} must be the full size, {width}"
+        )
     if arm.router is None or arm.experts is None:
         return settings, settings.model
     adapter = settings.model.adapter

@@ -16,7 +16,7 @@ from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import rank, write_evaluation
 from unimoer.experiments.plan import BM25, UNTRAINED
 from unimoer.experiments.progress import Progress
-from unimoer.files import write_json
+from unimoer.files import read_json, write_json
 from unimoer.model.checkpoint import load_model, read_description
 from unimoer.model.unified import UnifiedModel
 from unimoer.provenance import environment
@@ -109,7 +109,10 @@ def _load(system: str, folder: Path, device: torch.device, progress: Progress) -
     progress.update(f"loading the {system} model", str(folder))
     if system == TRAINED:
         return load_model(folder, device)
-    return UnifiedModel(read_description(folder)["model"], device)
+    # The head that the run began with, where that is known: a learned one starts at random.
+    status = folder.parents[1] / "status.json"
+    seed = read_json(status)["seed"] if status.is_file() else 0
+    return UnifiedModel(read_description(folder)["model"], device, seed=seed)
 
 
 def _evaluate(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+
 from unimoer.config import SHARED, ExperimentConfig
 from unimoer.data.prepare import PreparedDomain
+from unimoer.errors import UserError
 from unimoer.experiments.arms import arm_settings, count_parameters
 from unimoer.types import Task, TrainingMode
 
@@ -76,6 +79,40 @@ def describe_arms(config: ExperimentConfig) -> dict[str, Any]:
             "steps": {task.value: settings.steps(mode, task) for task in mode.tasks},
         }
     return found
+
+
+def check_verdict(config: ExperimentConfig) -> None:
+    """Raises: UserError when the arms that the verdict compares are not all there."""
+    needed = [mode.value for mode in (TrainingMode.EMB_ONLY, TrainingMode.RANK_ONLY, TrainingMode.JOINT_SINGLE)]
+    missing = [name for name in needed if name not in config.arms]
+    if missing:
+        raise UserError(
+            f"arms: the verdict compares {', '.join(needed)}, and '{missing[0]}' is not among them; add it, or train "
+            "single arms with `unimoer train`"
+        )
+
+
+def arms_table(arms: Mapping[str, Any]) -> Table:
+    """What `describe_arms` found, for the terminal."""
+    table = Table(title="arms: trainable parameters, and how many more than joint_single", title_justify="left")
+    for column in ("arm", "mode", "router", "rank of each expert", "adapter", "routers", "more"):
+        table.add_column(column, justify="right" if column in ("adapter", "routers", "more") else "left")
+    shared = arms.get(TrainingMode.JOINT_SINGLE.value)
+    for name, arm in arms.items():
+        sizes = [arm["adapter_parameters"], arm["router_parameters"]]
+        more = sum(sizes) / (shared["adapter_parameters"] + shared["router_parameters"]) - 1 if shared else None
+        router = " ".join(filter(None, (arm["router"], arm["granularity"])))
+        ranks = ", ".join(f"{expert} {_span(rank)}" for expert, rank in arm["experts"].items())
+        cells = [name, arm["mode"], router, ranks, *(f"{size:,}" for size in sizes)]
+        table.add_row(*cells, "" if more is None else f"{more:+.1%}")
+    return table
+
+
+def _span(rank: int | Sequence[int]) -> str:
+    """`8`, or `7-8` for ranks that differ by layer."""
+    if isinstance(rank, int):
+        return str(rank)
+    return str(min(rank)) if min(rank) == max(rank) else f"{min(rank)}-{max(rank)}"
 
 
 def describe(

@@ -301,8 +301,19 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
         context.progress.update(f"{run.arm} seed {run.seed}", "loading the model")
         settings, described = (config, config.model) if run.mode is None else arm_settings(config, run.arm)
         model = UnifiedModel(described, context.device, seed=run.seed)
+        if run.mode is not None:
+            # What the arm makes of the configuration: its experts' ranks, its router, its own settings.
+            own = {
+                "arm": run.arm,
+                "mode": run.mode.value,
+                "model": described.model_dump(mode="json"),
+                "training": settings.training.model_dump(mode="json"),
+            }
+            write_text(folder / "arm.yaml", yaml.safe_dump(own, sort_keys=False))
     if run.mode is not None and model is not None:
         train_run(replace(context, config=settings), run, run.mode, model, folder)
         status |= read_json(folder / "training.json")
     status["eval_seconds"] = evaluate_domains(context, run, model, folder)
-    write_json(folder / "status.json", {**status, "state": "done", "peak_memory_mb": peak_memory_mb(context.device)})
+    # Training may have been another process: its peak counts too.
+    peak = max(peak_memory_mb(context.device), status.get("peak_memory_mb", 0.0))
+    write_json(folder / "status.json", {**status, "state": "done", "peak_memory_mb": peak})

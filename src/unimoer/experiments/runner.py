@@ -15,9 +15,18 @@ import torch
 from rich.console import Console
 
 from unimoer.config import ExperimentConfig
-from unimoer.data.prepare import prepare
+from unimoer.data.prepare import left_out, prepare
 from unimoer.errors import UserError
-from unimoer.experiments.plan import BM25, PlannedRun, describe, describe_arms, plan_arm, plan_runs
+from unimoer.experiments.plan import (
+    BM25,
+    PlannedRun,
+    arms_table,
+    check_verdict,
+    describe,
+    describe_arms,
+    plan_arm,
+    plan_runs,
+)
 from unimoer.experiments.progress import Progress
 from unimoer.experiments.run import RunContext, check_same_run, execute, is_done
 from unimoer.experiments.summary import write_results
@@ -70,13 +79,17 @@ def run_experiment(
         UserError: the folder is in use, the data or the model is wrong, or training diverged.
     """
     with locked(folder):
-        # Before anything that takes time: an arm may be impossible.
+        # Before anything that takes time: an arm may be impossible, or the verdict without what it compares.
+        check_verdict(config)
         arms = describe_arms(config)
+        console.print(arms_table(arms))
         runs = plan_runs(config)
         todo = [run for run in runs if not is_done(folder / "runs" / run.folder)]
         with Progress(console, workload(config, todo)) as progress:
             progress.update("preparing data", ", ".join(config.data.domains))
             domains = prepare(config.data, depth=config.evaluation.rerank_depth)
+            for note in left_out(domains):
+                progress.note(note)
             context = RunContext(config, domains, device, progress)
             # Finished runs too: their scores must not be set beside those of other data.
             for run in runs:

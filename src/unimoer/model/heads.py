@@ -18,9 +18,8 @@ def pool(hidden: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
         # argmax finds the first maximum, so the positions are weighted to make the last real one largest.
         last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
         return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
-    weights = mask.to(hidden.dtype)
-    # One batched product instead of a masked copy of all states; its sum is accumulated in float32.
-    total = torch.bmm(weights.unsqueeze(1), hidden).squeeze(1).float()
+    # One batched product instead of a masked copy of all states. In bfloat16 its result would be rounded.
+    total = torch.bmm(mask.float().unsqueeze(1), hidden.float()).squeeze(1)
     return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 

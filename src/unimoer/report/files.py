@@ -97,9 +97,10 @@ class Experiment:
         return list(lines.values())
 
     def config(self, run: Mapping[str, Any]) -> str:
-        """The text of a run's config.yaml, empty for a run that has none."""
-        path = self.folder / "runs" / str(run["folder"]) / "config.yaml"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        """What a run did, as text: arm.yaml, or the shared config.yaml; empty for a run that has neither."""
+        folder = self.folder / "runs" / str(run["folder"])
+        found = [folder / name for name in ("arm.yaml", "config.yaml") if (folder / name).exists()]
+        return found[0].read_text(encoding="utf-8") if found else ""
 
 
 def read_json(path: Path) -> Any:

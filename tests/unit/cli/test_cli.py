@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import tiny
 from unimoer.assets import ASSETS, wheel_path
@@ -148,7 +149,9 @@ def test_arms_are_checked_before_anything_else_is_done(
     twice = refused(*arguments, "--arms", "emb_only,emb_only")
     assert "distinct" in twice
     unfit = "custom_arms.mine={mode: joint_moe, experts: {one: 1, two: 1}, router: {type: hard}}"
-    assert "needs an expert 'embedding'" in refused(*arguments, "--set", unfit, "--arms", "emb_only,mine")
+    assert "needs an expert 'embedding'" in refused(
+        *arguments, "--set", unfit, "--arms", "emb_only,rank_only,joint_single,mine"
+    )
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
@@ -319,3 +322,58 @@ def test_shipped_configurations_are_found_by_name() -> None:
     assert find_config("some/path.yaml") == Path("some/path.yaml")
     with pytest.raises(UserError, match="did you mean 'full'"):
         find_config("fulll")
+
+
+def test_a_verdict_needs_what_it_compares(refused: Callable[..., str], experiment: Make, tmp_path: Path) -> None:
+    """Refused before anything is trained, and before a finished verdict is taken away."""
+    line = refused(*run_on(experiment(arms=["emb_only", "hard_switch"]), tmp_path))
+    assert line.startswith(
+        "unimoer: arms: the verdict compares emb_only, rank_only, joint_single, and 'rank_only' is not"
+    )
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_matryoshka_sizes_are_checked_before_any_work(
+    refused: Callable[..., str], experiment: Make, tmp_path: Path
+) -> None:
+    content = experiment(training__embedding__loss={"type": "infonce", "matryoshka": [8, 16]})
+    line = refused(*run_on(content, tmp_path))
+    assert line == "unimoer: training.embedding.loss.matryoshka: the largest of [8, 16] must be the full size, 32"
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_experiment1_is_the_kill_gate_with_routed_experts_and_a_switch(
+    call: Call, experiment: Make, tmp_path: Path
+) -> None:
+    """The plan is printed before anything is trained: arms of equal size within 2%."""
+    content = experiment(
+        model__adapter={"rank": 24, "alpha": 24.0}, training__embedding__steps=2, training__reranking__steps=2
+    )
+    path = tiny.write_yaml(content, tmp_path / "config.yaml")
+    code, out, err = call("run", "experiment1", "--config", path, "--output", tmp_path / "out", "--device", "cpu")
+    assert (code, err) == (0, "")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["arms"] == ["emb_only", "rank_only", "joint_single", "joint_moe", "hard_switch"]
+    rows = {
+        cells[0].strip(): cells for cells in (line.strip("│ ").split("│") for line in out.splitlines() if "│" in line)
+    }
+    for arm in plan["arms"]:
+        assert abs(float(rows[arm][-1].strip().rstrip("%"))) <= 2, arm
+    assert "sparsegen sequence" in rows["joint_moe"][2]
+    assert "embedding 12, reranking 12" in rows["hard_switch"][3]
+    moe = yaml.safe_load(next((tmp_path / "out" / "runs").glob("joint_moe-*/arm.yaml")).read_text())
+    assert moe["model"]["adapter"]["router"]["type"] == "sparsegen"
+
+
+def test_queries_without_a_relevant_document_are_counted(
+    call: Call, experiment: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(data["kitchen"], tmp_path / "kitchen")
+    judgements = folder / "qrels" / "test.tsv"
+    lines = judgements.read_text().splitlines()
+    judgements.write_text("\n".join([*lines[:-1], lines[-1].rsplit("\t", 1)[0] + "\t0"]) + "\n")
+    content = experiment(training__embedding__steps=1, training__reranking__steps=1)
+    content["data"]["domains"] = {"kitchen": {"source": str(folder)}}
+    code, out, _ = call(*run_on(content, tmp_path))
+    assert code == 0
+    assert "kitchen: queries of split 'test' without a relevant document, left out: 1" in out

@@ -73,7 +73,7 @@ def test_every_run_leaves_what_the_design_names(finished: Path, experiment: Make
         assert is_done(folder)
         expected = {"config.yaml", "env.json", "status.json", "eval"}
         if planned.mode is not None:
-            expected |= {"metrics.jsonl", "checkpoints", "training.json"}
+            expected |= {"metrics.jsonl", "checkpoints", "training.json", "arm.yaml"}
         if planned.arm == "joint_single":
             expected.add("gradient_conflicts.jsonl")
         assert {path.name for path in folder.iterdir()} == expected

@@ -21,6 +21,12 @@ def test_mean_pooling_averages_real_tokens() -> None:
     assert pool(hidden, MASKS, "mean").flatten().tolist() == [1.5, 4.5, 11, 14]
 
 
+def test_a_mean_of_bfloat16_states_is_not_rounded_to_bfloat16() -> None:
+    hidden = torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    found = pool(hidden, torch.ones(4, 64, dtype=torch.long), "mean")
+    assert torch.allclose(found.double(), hidden.double().mean(1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("how", ["last", "mean"])
 def test_pooled_states_are_float32_and_ignore_what_padding_holds(how: str) -> None:
     hidden = torch.randn(4, 4, 6).to(torch.bfloat16)
