@@ -27,7 +27,8 @@ class LearnedRouterConfig(_RouterConfig):
     """Add a learned number for each task and expert to the logits: the task is known, and the text need not give it
     away."""
     noise_epsilon: float = Field(0.01, ge=0, lt=1)
-    """While training, the router's input is multiplied by numbers from [1 - e, 1 + e] (Switch's jitter)."""
+    """While training, the router's input is multiplied by numbers from [1 - e, 1 + e], the same for all tokens of a
+    text (after Switch's jitter, which draws anew for every token)."""
     logit_noise: float = Field(0.0, ge=0)
     """While training, standard deviation of Gaussian noise on the logits (Shazeer et al., 2017)."""
     expert_dropout: float = Field(0.0, ge=0, lt=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
@@ -118,19 +120,24 @@ def _cached(
 ) -> tuple[Tensor, dict[str, float]]:
     """The same loss, chunk by chunk; router losses are those of the chunks."""
     device = str(model.device)
+    logged: dict[str, float] = defaultdict(float)
 
     def embed(chunk: TokenBatch) -> tuple[Tensor, Tensor]:
         trace = RoutingTrace()
         embeddings = model.embed(chunk, trace)
-        extra = routing(Task.EMBEDDING, [trace])[0] if routing is not None else None
+        extra, log = routing(Task.EMBEDDING, [trace]) if routing is not None else (None, {})
         if not torch.is_grad_enabled():
             # The first pass; a replay is the same decisions again.
             traces.append(trace)
+            for label, value in log.items():
+                logged[label] += value * len(chunk.input_ids) / total
         return embeddings, embeddings.new_zeros(()) if extra is None else extra
 
     chunks = [*split_rows(batch.queries.to(device), rows), *split_rows(batch.documents.to(device), rows)]
+    total = sum(len(chunk.input_ids) for chunk in chunks)
     parameters = list(model.trainable(Task.EMBEDDING).values())
-    return cached_loss(chunks, embed, lambda vectors: _contrastive(vectors, batch, config), parameters)
+    loss, terms = cached_loss(chunks, embed, lambda vectors: _contrastive(vectors, batch, config), parameters)
+    return loss, {**terms, **logged}
 
 
 def token_counts(model: UnifiedModel, batch: Batch) -> tuple[int, int]:

@@ -340,3 +340,18 @@ def test_loss_free_balancing_moves_the_bias_by_its_rate_every_step(experiment: M
         assert bias.abs().max() <= 0.12 + 1e-6
         assert torch.allclose((bias / 0.01).round() * 0.01, bias, atol=1e-6)
     assert any(bias.any() for bias in biases)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_router_losses_are_logged_with_and_without_gradcache(
+    rows: int | None, experiment: Make, tmp_path: Path
+) -> None:
+    """The loss that is logged is the sum of its terms, so that none is hidden."""
+    adapter = {"rank": 24, "alpha": 24.0}
+    config = tiny.parsed(experiment(model__adapter=adapter, training__embedding__gradcache_rows=rows))
+    tiny.train_arm(config, "joint_moe", tmp_path)
+    lines = [line for line in tiny.lines(tmp_path / "metrics.jsonl") if line["task"] == "embedding"]
+    for line in lines[1:]:
+        terms = line["infonce"] + 0.01 * line["load_balance"] + 1e-3 * line["router_z"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-5)
+    assert "load_balance" not in lines[0]
