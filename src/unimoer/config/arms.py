@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from unimoer.config.adapter import Rank
 from unimoer.config.base import Strict
 from unimoer.config.router import (
     HardConfig,
@@ -33,6 +34,9 @@ class ArmConfig(Strict):
     experts: dict[str, float] | None = None
     """Share of each expert in the rank of the adapter. The ranks themselves are solved for, layer by layer, so that
     the arm has as many trainable parameters as one LoRA of rank `model.adapter.rank`, router included."""
+    ranks: dict[str, Rank | tuple[Rank, ...]] | None = None
+    """Instead of shares: the rank of each expert, the same in all layers or listed for each, 0 to leave it out of a
+    layer. The arm must have the size of the others all the same."""
     router: RouterConfig | None = None
     rank_wise: bool = False
     set: dict[str, Any] = Field(default_factory=dict)
@@ -45,7 +49,9 @@ class ArmConfig(Strict):
         alone = len(self.mode.tasks) == 1
         if (alone or self.mode is TrainingMode.JOINT_SINGLE) and self.router is not None:
             raise ValueError(f"router: mode '{self.mode}' trains one LoRA; use joint_moe, joint_mixed or joint_staged")
-        if (self.router is None) != (self.experts is None):
+        if self.experts is not None and self.ranks is not None:
+            raise ValueError("experts and ranks: give the shares of the experts or their ranks, not both")
+        if (self.router is None) != (self.experts is None and self.ranks is None):
             raise ValueError("experts and router belong together: give both or neither")
         bad = [key for key in self.set if not key.startswith(("training.", "model."))]
         if bad:

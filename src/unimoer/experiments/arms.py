@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 
 from unimoer.config import ArmConfig, ExperimentConfig, ModelConfig, parse_config, parse_model
 from unimoer.errors import UserError
-from unimoer.model.budget import BaseShape, measure_base, router_parameters, solve_ranks
+from unimoer.model.budget import TOLERANCE, BaseShape, measure_base, router_parameters, solve_ranks
 from unimoer.types import TrainingMode
 
 
@@ -37,17 +38,33 @@ def arm_settings(config: ExperimentConfig, name: str) -> tuple[ExperimentConfig,
         raise UserError(
             f"training.embedding.loss.matryoshka: the largest of {list(dims)} must be the full size, {width}"
         )
-    if arm.router is None or arm.experts is None:
+    if arm.router is None:
         return settings, settings.model
     adapter = settings.model.adapter
-    ranks = solve_ranks(adapter, arm.experts, arm.router, _shape(settings.model), rank_wise=arm.rank_wise)
+    ranks: Mapping[str, Any] = arm.ranks or {}
+    if arm.experts is not None:
+        ranks = solve_ranks(adapter, arm.experts, arm.router, _shape(settings.model), rank_wise=arm.rank_wise)
     content = adapter.model_dump(mode="json") | {
-        "experts": ranks,
+        "experts": dict(ranks),
         "router": arm.router.model_dump(mode="json"),
         "rank_wise": arm.rank_wise,
     }
-    model = settings.model.model_dump(mode="json") | {"adapter": content}
-    return settings, parse_model(model, f"arm '{name}'")
+    model = parse_model(settings.model.model_dump(mode="json") | {"adapter": content}, f"arm '{name}'")
+    if arm.ranks is not None:
+        _check_size(name, model, settings.model)
+    return settings, model
+
+
+def _check_size(name: str, model: ModelConfig, plain: ModelConfig) -> None:
+    layers = _shape(plain).layers
+    if model.adapter.layers not in (None, layers):
+        raise UserError(f"arm '{name}': ranks: listed for {model.adapter.layers} layers, the model has {layers}")
+    size, wanted = (sum(count_parameters(one).values()) for one in (model, plain))
+    if abs(size / wanted - 1) > TOLERANCE:
+        raise UserError(
+            f"arm '{name}': ranks: {size:,} trainable parameters, {size / wanted - 1:+.1%} against one LoRA of rank "
+            f"{plain.adapter.rank}; {TOLERANCE:.0%} is allowed"
+        )
 
 
 def _override(config: ExperimentConfig, arm: ArmConfig, name: str) -> ExperimentConfig:

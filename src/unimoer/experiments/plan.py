@@ -95,15 +95,19 @@ def check_verdict(config: ExperimentConfig) -> None:
 def arms_table(arms: Mapping[str, Any]) -> Table:
     """What `describe_arms` found, for the terminal."""
     table = Table(title="arms: trainable parameters, and how many more than joint_single", title_justify="left")
-    for column in ("arm", "mode", "router", "rank of each expert", "adapter", "routers", "more"):
-        table.add_column(column, justify="right" if column in ("adapter", "routers", "more") else "left")
+    table.add_column("arm", no_wrap=True)
+    table.add_column("mode, router")
+    table.add_column("rank of each expert")
+    for column in ("adapter", "routers", "more"):
+        table.add_column(column, justify="right", no_wrap=True)
     shared = arms.get(TrainingMode.JOINT_SINGLE.value)
     for name, arm in arms.items():
         sizes = [arm["adapter_parameters"], arm["router_parameters"]]
         more = sum(sizes) / (shared["adapter_parameters"] + shared["router_parameters"]) - 1 if shared else None
-        router = " ".join(filter(None, (arm["router"], arm["granularity"])))
+        method = arm["gradients"] if arm["gradients"] != "sum" else None
+        what = ", ".join(filter(None, (arm["mode"], arm["router"], arm["granularity"], method)))
         ranks = ", ".join(f"{expert} {_span(rank)}" for expert, rank in arm["experts"].items())
-        cells = [name, arm["mode"], router, ranks, *(f"{size:,}" for size in sizes)]
+        cells = [name, what, ranks, *(f"{size:,}" for size in sizes)]
         table.add_row(*cells, "" if more is None else f"{more:+.1%}")
     return table
 

@@ -139,7 +139,8 @@ def _limits(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     ends = np.array([end for cell in cells for end in cell["ci95"]])
     reach = max(4.0 * float(np.median(np.abs(ends))), 1e-3)
     low, high = max(ends.min(), -reach), min(ends.max(), reach)
-    margin = 0.06 * (max(high, 0.0) - min(low, 0.0))
+    # Intervals of no width, where an experiment is too small to tell anything, still need an axis.
+    margin = max(0.06 * (max(high, 0.0) - min(low, 0.0)), 1e-3)
     return min(low, 0.0) - margin, max(high, 0.0) + margin
 
 

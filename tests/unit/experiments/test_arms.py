@@ -117,3 +117,49 @@ def test_arms_of_ones_own_are_named_and_kept_apart(experiment: Make) -> None:
     config = parse_config({**content, "arms": ["mine", "joint_single"]}, "x")
     assert config.arm("mine").mode is TrainingMode.JOINT_SINGLE
     assert config.run_hash("mine", 1) != config.run_hash("joint_single", 1)
+
+
+def with_ranks(experiment: Make, ranks: dict[str, Any], router: str = "hard_shared") -> Any:
+    mine = {"mode": "joint_moe", "ranks": ranks, "router": {"type": router}}
+    return tiny.parsed(experiment(model__adapter=ADAPTER, custom_arms={"mine": mine}))
+
+
+def test_ranks_can_be_given_for_every_layer(experiment: Make) -> None:
+    """And the model that is built has them: here the first layer does without the reranking expert."""
+    ranks = {"embedding": [4, 4, 2], "reranking": [0, 4, 4], "shared": [8, 4, 6]}
+    config = with_ranks(experiment, ranks)
+    _, model = arm_settings(config, "mine")
+    assert [model.adapter.ranks(layer) for layer in range(3)] == [
+        {"embedding": 4, "shared": 8},
+        {"embedding": 4, "reranking": 4, "shared": 4},
+        {"embedding": 2, "reranking": 4, "shared": 6},
+    ]
+    sizes = [
+        sum(p.numel() for p in tiny.arm_model(config, arm).trainable().values()) for arm in ("mine", "joint_single")
+    ]
+    assert sizes[0] == sizes[1]
+    other = with_ranks(experiment, {**ranks, "shared": [8, 4, 5]})
+    assert other.run_hash("mine", 1) != config.run_hash("mine", 1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        (
+            {"embedding": 4, "reranking": 4, "shared": 3},
+            r"arm 'mine': ranks: .* -8.3% against one LoRA of rank 12",
+        ),
+        ({"embedding": [4, 4], "reranking": 4, "shared": 4}, "arm 'mine': ranks: listed for 2 layers, the model has 3"),
+        ({"embedding": 6, "shared": 6}, "needs an expert 'reranking'"),
+    ],
+    ids=str,
+)
+def test_ranks_that_do_not_fit_are_one_line(ranks: dict[str, Any], message: str, experiment: Make) -> None:
+    with pytest.raises(UserError, match=message):
+        arm_settings(with_ranks(experiment, ranks), "mine")
+
+
+def test_shares_and_ranks_are_two_ways_to_say_it(experiment: Make) -> None:
+    both = {"mode": "joint_moe", "ranks": {"a": 6, "b": 6}, "experts": {"a": 1, "b": 1}, "router": {"type": "softmax"}}
+    with pytest.raises(UserError, match="experts and ranks: give the shares of the experts or their ranks, not both"):
+        tiny.parsed(experiment(custom_arms={"mine": both}))
