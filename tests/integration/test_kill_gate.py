@@ -144,7 +144,13 @@ def interrupt(config: Path, folder: Path, cache: Path, sign: signal.Signals, whe
     """Start the command, stop it as soon as `when` holds, and return its stderr."""
     started = tiny.command(*arguments(config, folder))
     process = subprocess.Popen(
-        started, env=tiny.environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        started,
+        env=tiny.environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, and that would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         while process.poll() is None and not when(folder):
