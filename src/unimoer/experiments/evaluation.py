@@ -110,8 +110,9 @@ def _load(system: str, folder: Path, device: torch.device, progress: Progress) -
     if system == TRAINED:
         return load_model(folder, device)
     # The head that the run began with, where that is known: a learned one starts at random.
-    status = folder.parents[1] / "status.json"
-    seed = read_json(status)["seed"] if status.is_file() else 0
+    # Resolved: a checkpoint may be named from inside its own folder.
+    status = folder.resolve().parent.parent / "status.json"
+    seed = int(read_json(status).get("seed", 0)) if status.is_file() else 0
     return UnifiedModel(read_description(folder)["model"], device, seed=seed)
 
 
