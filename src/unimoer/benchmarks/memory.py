@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, 
 from unimoer.config import AdapterConfig, ModelConfig
 from unimoer.config.router import SparsegenConfig
 from unimoer.errors import UserError
+from unimoer.evaluation.serving import weight_bytes
 from unimoer.model.backbone import resolve_dtype
 from unimoer.model.budget import BaseShape, router_parameters, shape_of
 from unimoer.model.unified import UnifiedModel
@@ -51,16 +52,6 @@ def routed_config(base: str) -> ModelConfig:
 def plain_config(base: str) -> ModelConfig:
     """A full model: its adapter, of one rank on one projection, is merged."""
     return ModelConfig(base=base, adapter=AdapterConfig(rank=1, alpha=1, targets=("q_proj",)))
-
-
-def weight_bytes(models: list[UnifiedModel]) -> int:
-    """Of parameters and buffers, each storage once: tied matrices are one."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for model in models
-        for tensor in [*model.parameters(), *model.buffers()]
-    }
-    return sum(storages.values())
 
 
 def _status(field: str) -> int:

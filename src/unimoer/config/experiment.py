@@ -135,11 +135,12 @@ class ExperimentConfig(Strict):
         default that changes is a change of `HASH_VERSION`.
         """
         content = {name: changed(getattr(self, name)) for name in ("model", "data", "training", "evaluation")}
-        # How often a run is saved, or its routing logged, and how its intervals are drawn, does not change it.
+        # How often a run is saved, its routing logged, or a request timed, and how intervals are drawn, does not count.
         for section, name in (
             ("training", "checkpoint_every"),
             ("training", "routing_every"),
             ("evaluation", "bootstrap"),
+            ("evaluation", "latency_requests"),
         ):
             content[section].pop(name, None)
         known = {**BUILTIN, **self.custom_arms}

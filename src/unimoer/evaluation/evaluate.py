@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unimoer.evaluation.metrics import ceiling, evaluate_run, mean, write_trec
 from unimoer.evaluation.rerank import cut, rerank
@@ -54,11 +55,15 @@ def write_evaluation(
     seed: int,
     candidates: Run,
     depth: int,
+    seconds: float | None = None,
 ) -> dict[str, float]:
-    """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means."""
+    """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means.
+
+    `seconds`: what the ranking took.
+    """
     per_query = evaluate_run(qrels, run)
     means = mean(per_query)
-    content = {
+    content: dict[str, Any] = {
         "dataset": dataset.name,
         "task": task.value,
         "arm": arm,
@@ -68,6 +73,8 @@ def write_evaluation(
         "data_fingerprint": dataset.fingerprint,
         "metrics": means,
     }
+    if seconds is not None:
+        content["seconds"] = seconds
     if task is Task.RERANKING:
         content |= {"depth": depth, "ceiling": ceiling(qrels, cut(candidates, depth))}
     with new_folder(folder) as temporary:

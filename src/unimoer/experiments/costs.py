@@ -15,6 +15,7 @@ _SIZES = ("adapter_parameters", "router_parameters")
 def describe_costs(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Arm -> its settings from the plan, and its costs: means over its runs, and the largest peak of memory.
 
+    `serving` holds what `evaluation.serving` measured; empty for runs from before it did.
     `parameters_to_joint` is how many percent more its adapter and routers have than those of `joint_single`.
     """
     found = {arm: _arm(experiment, arm) for arm in experiment.plan["arms"]}
@@ -35,6 +36,12 @@ def _arm(experiment: Experiment, arm: str) -> dict[str, Any]:
     costs["peak_memory_mb"] = max(known["peak_memory_mb"], default=None)
     costs["trainable_parameters"] = int(max(known["trainable_parameters"])) if known["trainable_parameters"] else None
     costs |= {key: settings.get(key) if settings else None for key in _SIZES}
+    measured = [status["serving"] for status in statuses if status.get("serving")]
+    costs["serving"] = {
+        key: math.fsum(one[key] for one in measured) / len(measured)
+        for key in (measured[0] if measured else {})
+        if all(key in one for one in measured)
+    }
     return {"settings": settings, "costs": costs, "runs": len(statuses)}
 
 

@@ -22,6 +22,7 @@ from unimoer.data.prepare import PreparedDomain, training_examples
 from unimoer.data.sampling import SamplerConfig, TaskSampler
 from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import rank, write_evaluation
+from unimoer.evaluation.serving import Traffic, serving_costs
 from unimoer.experiments.arms import arm_settings
 from unimoer.experiments.plan import BM25, PlannedRun
 from unimoer.experiments.progress import Progress
@@ -214,7 +215,7 @@ def training_summary(
 
 
 def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel | None, folder: Path) -> float:
-    """Evaluate on every domain and task that has no result yet; returns the seconds it took."""
+    """Evaluate on every domain and task that has no result yet; returns the seconds that all of them took."""
     config, spent = context.config, 0.0
     for name, domain in context.domains.items():
         if not domain.config.evaluate:
@@ -225,6 +226,7 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
             kind = f"evaluate {task}" if model is not None else "bm25"
             if (target / "metrics.json").exists():
                 context.progress.clock.skip(kind, 1)
+                spent += read_json(target / "metrics.json").get("seconds", 0.0)
                 continue
             title = f"{run.arm} seed {run.seed}: {task} on {name}"
             context.progress.update(title, f"{len(queries)} queries")
@@ -240,6 +242,7 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
                 batch_tokens=config.evaluation.batch_tokens,
                 report=partial(_report_texts, context.progress, title),
             )
+            elapsed = time.perf_counter() - started
             write_evaluation(
                 target,
                 ranking,
@@ -250,11 +253,29 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
                 seed=run.seed,
                 candidates=domain.candidates,
                 depth=config.evaluation.rerank_depth,
+                seconds=elapsed,
             )
-            elapsed = time.perf_counter() - started
             context.progress.clock.spent(kind, 1, elapsed)
             spent += elapsed
     return spent
+
+
+def measure_serving(context: RunContext, run: PlannedRun, model: UnifiedModel) -> dict[str, float]:
+    """What the trained model costs as it would be served; it cannot be trained or evaluated afterwards."""
+    settings = context.config.evaluation
+    context.progress.update(f"{run.arm} seed {run.seed}", "timing single requests")
+    traffic = [
+        Traffic(domain.dataset, sorted(domain.test), domain.candidates, domain.config.instruction)
+        for domain in context.domains.values()
+        if domain.config.evaluate
+    ]
+    return serving_costs(
+        model.for_inference(),
+        traffic,
+        run.tasks,
+        requests=settings.latency_requests,
+        depth=settings.rerank_depth,
+    )
 
 
 def check_same_run(context: RunContext, run: PlannedRun, folder: Path) -> None:
@@ -316,4 +337,6 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
     status["eval_seconds"] = evaluate_domains(context, run, model, folder)
     # Training may have been another process: its peak counts too.
     peak = max(peak_memory_mb(context.device), status.get("peak_memory_mb", 0.0))
+    if run.mode is not None and model is not None:
+        status["serving"] = measure_serving(context, run, model)
     write_json(folder / "status.json", {**status, "state": "done", "peak_memory_mb": peak})

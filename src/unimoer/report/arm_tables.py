@@ -23,6 +23,7 @@ def build_arm_tables(experiment: Experiment) -> list[Table]:
         return []
     return [
         arms_table(experiment),
+        arm_costs_table(experiment),
         *(arm_scores_table(experiment, task) for task in Task),
         *(arm_datasets_table(experiment, task) for task in Task),
         *([routing_table(experiment)] if any(experiment.router(arm) for arm in experiment.extra_arms) else []),
@@ -30,7 +31,7 @@ def build_arm_tables(experiment: Experiment) -> list[Table]:
 
 
 def arms_table(experiment: Experiment) -> Table:
-    """What each arm is, what it costs and what it scores, from best to worst over both tasks."""
+    """What each arm is and what it scores, from best to worst over both tasks."""
     metric = wording.metric_label(experiment.metric)
     overall = experiment.recovery["overall"]
     order = overall["ranking"]
@@ -42,7 +43,6 @@ def arms_table(experiment: Experiment) -> Table:
             Cell(_label(arm)),
             Cell(arm_words(experiment.settings(arm))),
             Cell(_sized(_parameters(costs), costs.get("parameters_to_joint"))),
-            Cell(_count(costs.get("tokens_per_second"))),
         ]
         for task in Task:
             ratio = wording.percent(_tir(experiment, task, arm)["mean"], signed=True)
@@ -56,7 +56,6 @@ def arms_table(experiment: Experiment) -> Table:
             "Arm",
             "What it is",
             "Parameters",
-            "Tokens/s",
             *(f"{task.capitalize()} (TIR)" for task in Task),
             "Mean TIR",
         ],
@@ -67,6 +66,45 @@ def arms_table(experiment: Experiment) -> Table:
         f"Scores: {metric}, averaged over data sets, and what share of the specialist's is lost. Bold: the best of the "
         "arms for both tasks, which the intervals may not be able to tell from the next.",
     )
+
+
+def arm_costs_table(experiment: Experiment) -> Table:
+    """What each arm takes to train and to serve, in the same order."""
+    everything = {arm: found.get("costs", {}) for arm, found in experiment.arm_details.items()}
+    specialists = [everything.get(SPECIALIST[task], {}) for task in Task]
+    rows = [_costs_row(SPECIALISTS, specialists)]
+    rows += [_costs_row(_label(arm), [everything.get(arm, {})]) for arm in experiment.recovery["overall"]["ranking"]]
+    return Table(
+        "arm_costs",
+        "What the arms cost",
+        ["Arm", "Training, tokens/s", "Peak", "Served, weights", "A query, ms", "p95", "A list, ms", "p95"],
+        rows,
+        rules=frozenset({1}),
+        notes="Means over seeds. Peak: the largest memory of a training process, which may hold what runs before it "
+        "have left; of two specialists the larger. Served: one LoRA is merged into the base, experts lie beside it, "
+        "two specialists are two models. A query is embedded, or one query's candidate list reranked, alone and with "
+        "its tokenisation: medians and 95th percentiles over the requests of a run, on the machine and beside the load "
+        "of that time.",
+    )
+
+
+def _costs_row(label: str, arms: list[Mapping[str, Any]]) -> list[Cell]:
+    """One arm, or the two specialists, each of which is asked for its own task."""
+    serving = [arm.get("serving") or {} for arm in arms]
+    speeds = [_count(arm["tokens_per_second"]) for arm in arms if arm.get("tokens_per_second") is not None]
+    peaks = [arm["peak_memory_mb"] for arm in arms if arm.get("peak_memory_mb") is not None]
+    weights = [found["weights_mb"] for found in serving if "weights_mb" in found]
+    values = [
+        label,
+        " / ".join(speeds) or wording.MISSING,
+        f"{max(peaks) / 1024:.2f} GiB" if peaks else wording.MISSING,
+        f"{sum(weights):,.0f} MiB" if len(weights) == len(arms) else wording.MISSING,
+    ]
+    for task in Task:
+        for key in (f"{task}_ms", f"{task}_ms_p95"):
+            found = [costs[key] for costs in serving if key in costs]
+            values.append(f"{found[0]:,.1f}" if found else wording.MISSING)
+    return [Cell(value) for value in values]
 
 
 def arm_scores_table(experiment: Experiment, task: Task) -> Table:
@@ -203,12 +241,10 @@ def _specialists_row(experiment: Experiment) -> list[Cell]:
     sizes = [_parameters(one) for one in costs]
     size = None if None in sizes else sum(one for one in sizes if one is not None)
     joint = _parameters(experiment.arm_details.get(JOINT, {}).get("costs", {}))
-    speeds = [one["tokens_per_second"] for one in costs if one.get("tokens_per_second") is not None]
     cells = [
         SPECIALISTS,
         "two LoRAs, one for each task",
         _sized(size, 100 * (size / joint - 1) if size and joint else None),
-        " / ".join(_count(speed) for speed in speeds) or wording.MISSING,
     ]
     cells += [wording.score(_macro(experiment, task, SPECIALIST[task])) for task in Task]
     return [Cell(text) for text in (*cells, "")]

@@ -216,10 +216,13 @@ def test_costs_by_arm(write_experiment: Write) -> None:
     for number, path in enumerate(sorted(folder.glob("runs/joint_moe-*/status.json"))):
         status = json.loads(path.read_text("utf-8"))
         status |= {"train_seconds": 100.0 + 50 * number, "peak_memory_mb": 10.0 * (1 + number)}
+        status["serving"] = {"weights_mb": 300.0, "embedding_ms": 10.0 + number}
         path.write_text(json.dumps(status), "utf-8")
     found = results_of(folder)["arm_details"]
     costs = found["joint_moe"]["costs"]
     assert (costs["train_seconds"], costs["peak_memory_mb"], found["joint_moe"]["runs"]) == (125.0, 20.0, 2)
+    assert costs["serving"] == {"weights_mb": 300.0, "embedding_ms": 10.5}
+    assert found["hard_switch"]["costs"]["serving"] == {}, "runs from before it was measured"
     assert costs["router_parameters"] == 1728 * 12
     assert costs["parameters_to_joint"] == pytest.approx(100 * 1728 * 12 / 1_105_920)
     assert found["joint_single"]["costs"]["parameters_to_joint"] == 0.0

@@ -84,6 +84,9 @@ def test_every_run_leaves_what_the_design_names(finished: Path, experiment: Make
                 assert len(tiny.lines(evaluation / "per_query.jsonl")) == 8
         if planned.mode is not None:
             assert [path.name for path in (folder / "checkpoints").iterdir()] == ["final"]
+            served = read_json(folder / "status.json")["serving"]
+            assert {f"{task.value}_ms" for task in planned.tasks} == {key for key in served if key.endswith("_ms")}
+            assert all(value > 0 for value in served.values())
         assert tiny.parsed(yaml.safe_load((folder / "config.yaml").read_text())) == config
         assert read_json(folder / "env.json")["config_hash"] == config.run_hash(planned.arm, planned.seed)
 
@@ -248,6 +251,9 @@ def test_what_is_evaluated_is_not_evaluated_again(experiment: Make, tmp_path: Pa
     after = snapshot(tmp_path / "run" / "eval")
     assert {name: after[name] for name in before} == before
     assert len(after) == 2 * len(before)
+    spent = [read_json(file)["seconds"] for file in (tmp_path / "run" / "eval").rglob("metrics.json")]
+    total = read_json(tmp_path / "run" / "status.json")["eval_seconds"]
+    assert total == pytest.approx(sum(spent)), "the time of both calls of the program"
 
 
 def test_a_similarity_arm_keeps_examples_for_its_pilots_and_ends_with_them(experiment: Make, tmp_path: Path) -> None:

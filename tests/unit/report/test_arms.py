@@ -152,7 +152,7 @@ def test_tables_hold_the_numbers_of_the_results(arms: Experiment) -> None:
     assert rows["Two specialists"][2] == "2.21M (+100.0%)" and rows["joint_moe"][2] == "1.13M (+1.9%)"
     cell = arms.results["recovery"]["tasks"]["reranking"]["arms"]["joint_moe"]
     score, ratio = cell["mean"], cell["tir"]["mean"]
-    assert rows["joint_moe"][5] == f"{score:.3f} ({ratio:+.1f}%)"
+    assert rows["joint_moe"][4] == f"{score:.3f} ({ratio:+.1f}%)"
     detail = {row[0].text: [cell.text for cell in row] for row in tables["arms_reranking"].rows}["joint_moe"]
     assert detail[3].startswith(f"{cell['difference']['mean']:+.3f} [")
     assert detail[5].startswith(f"{cell['recovery']['mean']:.0f}% [")
@@ -160,6 +160,20 @@ def test_tables_hold_the_numbers_of_the_results(arms: Experiment) -> None:
     name = arms.datasets[0]
     found = arms.results["recovery"]["datasets"][name]["reranking"]["arms"]["random_frozen"]
     assert by_dataset["random_frozen"][1] == f"−{abs(found['difference']['mean']):.3f}†"
+
+
+def test_costs_of_two_specialists_are_those_of_two_models(arms: Experiment) -> None:
+    costs = {arm: entry["costs"] for arm, entry in arms.results["arm_details"].items()}
+    costs["joint_moe"]["serving"] = {"weights_mb": 300.0, "embedding_ms": 12.34, "reranking_ms": 1234.5}
+    costs["emb_only"]["serving"] = {"weights_mb": 258.0, "embedding_ms": 9.0, "embedding_ms_p95": 10.0}
+    costs["rank_only"]["serving"] = {"weights_mb": 258.4, "reranking_ms": 800.0, "reranking_ms_p95": 900.0}
+    rows = {row[0].text: [cell.text for cell in row] for row in tables_of(arms)["arm_costs"].rows}
+    assert rows["Two specialists"][3:] == ["516 MiB", "9.0", "10.0", "800.0", "900.0"]
+    assert rows["joint_moe"][3:] == ["300 MiB", "12.3", "–", "1,234.5", "–"]
+    assert rows["hard_switch"][3:] == ["–"] * 5, "not measured"
+    del costs["emb_only"]["serving"]
+    rows = {row[0].text: [cell.text for cell in row] for row in tables_of(arms)["arm_costs"].rows}
+    assert rows["Two specialists"][3] == "–", "one of two models is not their sum"
 
 
 def test_routing_in_words(arms: Experiment) -> None:

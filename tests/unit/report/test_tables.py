@@ -44,7 +44,14 @@ def test_every_table_is_rectangular_and_complete(experiments: Get, variant: str)
     tables = {table.name: table for table in build_tables(experiment)}
     expected = {"tir", "scores_embedding", "scores_reranking", "metrics", "datasets", "runs"}
     expected |= set() if variant == "no_logs" else {"conflicts"}
-    arms = {"arms", "arms_embedding", "arms_reranking", "arms_datasets_embedding", "arms_datasets_reranking"}
+    arms = {
+        "arms",
+        "arm_costs",
+        "arms_embedding",
+        "arms_reranking",
+        "arms_datasets_embedding",
+        "arms_datasets_reranking",
+    }
     expected |= {"arms": arms | {"routing"}, "one_arm": arms}.get(variant, set())
     assert set(tables) == expected
     for table in tables.values():
