@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unimoer.config import SparsegenConfig
-from unimoer.losses.balance import load_balance, usage, z_loss
+from unimoer.losses.balance import load_balance, mean_weights, z_loss
 from unimoer.model.routers import RouterFactory
 from unimoer.model.routers.sparsegen import SparsityNetwork, sparsegen, sparsity_bound
 from unimoer.model.routing import RoutingContext
@@ -115,7 +115,7 @@ def test_a_single_expert_absorbs() -> None:
     made, hidden, context = router(weight_floor=0.0)
     decision = made(hidden, context)
     assert torch.equal(decision.weights, torch.tensor([0.0, 1.0, 0.0]).expand(2, 1, 3))
-    balance = load_balance(*usage(decision.weights, context.mask))
+    balance = load_balance(mean_weights(decision.weights, context.mask))
     ((decision.weights * torch.randn(2, 1, 3)).sum() + balance).backward()
     assert all(not parameter.grad.any() for parameter in made.parameters())
 

@@ -10,6 +10,7 @@ from unimoer.config.base import Strict
 from unimoer.config.router import (
     TASK_ROUTED,
     HardSharedConfig,
+    LearnedRouterConfig,
     RouterConfig,
     SimilarityConfig,
     SparsegenConfig,
@@ -92,6 +93,10 @@ class AdapterConfig(Strict):
         if isinstance(self.router, TASK_ROUTED):
             self._has_task_experts(names, self.router.type)
             return self
+        if isinstance(self.router, LearnedRouterConfig) and self.router.task_prior > 0:
+            if not self.router.task_aware:
+                raise ValueError("router.task_prior: only a router that is task_aware can prefer a task's own expert")
+            self._has_task_experts(names, f"{self.router.type} with task_prior")
         units = [len(self.owners(layer)) for layer in range(self.layers or 1)]
         if max(units) < 2:
             raise ValueError(f"experts: router '{self.router.type}' has one expert only, and nothing to decide")

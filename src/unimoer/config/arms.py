@@ -76,7 +76,7 @@ BUILTIN: dict[str, ArmConfig] = {
     "joint_moe": _routed(SparsegenConfig()),
     "moe_causal": _routed(SparsegenConfig(granularity="causal")),
     "moe_token": _routed(SparsegenConfig(granularity="token")),
-    "moe_task": _routed(SparsegenConfig(task_aware=True)),
+    "moe_task": _routed(SparsegenConfig(task_aware=True, task_prior=1.0)),
     "hard_switch": _routed(HardConfig(), TASK_EXPERTS),
     "hard_shared": _routed(HardSharedConfig()),
     "similarity": _routed(SimilarityConfig(), TASK_EXPERTS),

@@ -17,7 +17,7 @@ from unimoer.config.training import BCEConfig, EvaluationConfig, GroupSoftmaxCon
 from unimoer.errors import did_you_mean
 from unimoer.types import Task, TrainingMode
 
-HASH_VERSION = 2
+HASH_VERSION = 3
 
 RESERVED = ("untrained", "bm25")
 """Names of reference runs."""

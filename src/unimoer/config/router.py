@@ -26,6 +26,9 @@ class LearnedRouterConfig(_RouterConfig):
     task_aware: bool = False
     """Add a learned number for each task and expert to the logits: the task is known, and the text need not give it
     away."""
+    task_prior: float = Field(0.0, ge=0)
+    """With `task_aware`: how far the logit of a task's own expert starts ahead. At 0 all experts start alike and learn
+    alike, and little tells a router what to give to which."""
     noise_epsilon: float = Field(0.01, ge=0, lt=1)
     """While training, the router's input is multiplied by numbers from [1 - e, 1 + e], the same for all tokens of a
     text (after Switch's jitter, which draws anew for every token)."""
@@ -36,9 +39,10 @@ class LearnedRouterConfig(_RouterConfig):
     weight_floor: float = Field(0.0, ge=0, lt=1)
     """While training, mix this much of the uniform distribution in: an expert of weight 0 gets no gradient."""
     aux_loss_weight: float = Field(0.01, ge=0)
-    """Of the load-balancing loss N sum f P, with f and P over both tasks together; 1 at perfect balance."""
+    """Of the load-balancing loss N sum f P over both tasks together, f being the share of weight; 1 at perfect
+    balance."""
     z_loss_weight: float = Field(1e-3, ge=0)
-    """Of the squared log-sum-exp of the logits."""
+    """Of the squared log-sum-exp of the logits, less what it is for equal ones: keeps them together."""
 
 
 class SparsegenConfig(LearnedRouterConfig):
@@ -143,6 +147,7 @@ class RandomFrozenConfig(LearnedRouterConfig):
     spread: float = Field(1.0, gt=0)
     """Standard deviation of the logits."""
     task_aware: Literal[False] = False
+    task_prior: float = Field(0.0, ge=0, le=0)
     aux_loss_weight: float = Field(0.0, ge=0, le=0)
     z_loss_weight: float = Field(0.0, ge=0, le=0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 
@@ -11,23 +12,27 @@ def _flat(values: Tensor, mask: Tensor) -> Tensor:
     return values.flatten(0, 1) if values.shape[1] == 1 else values[mask.bool()]
 
 
-def usage(weights: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each expert has the largest weight, and its mean weight: f and P, `[E]` each; f has no gradient.
+def mean_weights(weights: Tensor, mask: Tensor) -> Tensor:
+    """The mean weight of each expert, `[E]`."""
+    return _flat(weights, mask).mean(0)
 
-    An exact tie counts for all that share it.
+
+def load_balance(mean: Tensor) -> Tensor:
+    """`E * sum_e f_e P_e`: 1 when all experts are used alike, E when one does all (Fedus et al., JMLR 2022).
+
+    P is the mean weight; f, without a gradient, is what Switch counts: the share of tokens that an expert gets. There
+    a token goes to one expert. Here it goes to all with a weight, so its weights are what is counted. First choices
+    would flip with the smallest differences, and hold the weights of every task at 1 / E.
     """
-    flat = _flat(weights, mask)
-    with torch.no_grad():
-        first = (flat == flat.max(-1, keepdim=True).values).to(flat.dtype)
-        share = (first / first.sum(-1, keepdim=True)).mean(0)
-    return share, flat.mean(0)
-
-
-def load_balance(share: Tensor, mean: Tensor) -> Tensor:
-    """`E * sum_e f_e P_e`: 1 when all experts are used alike, E when one does all (Fedus et al., JMLR 2022)."""
-    return len(share) * (share * mean).sum()
+    return len(mean) * (mean.detach() * mean).sum()
 
 
 def z_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared log-sum-exp of the logits: keeps them small (Zoph et al., arXiv 2202.08906)."""
-    return _flat(logits, mask).logsumexp(-1).square().mean()
+    """Mean of `(log-sum-exp(u) - mean(u) - log E)^2`: 0 when logits are equal, however large.
+
+    The z-loss (Zoph et al., arXiv 2202.08906) without the direction in which weights do not change: squared as it is,
+    the log-sum-exp of equal logits is pushed from log E to 0, and logits so far apart that a single expert is left
+    rest where it is 0.
+    """
+    flat = _flat(logits, mask)
+    return (flat.logsumexp(-1) - flat.mean(-1) - math.log(flat.shape[-1])).square().mean()

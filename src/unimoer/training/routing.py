@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unimoer.config.router import LearnedRouterConfig, RouterConfig
-from unimoer.losses.balance import load_balance, usage, z_loss
+from unimoer.losses.balance import load_balance, mean_weights, z_loss
 from unimoer.model.routing import Routing, RoutingTrace
 from unimoer.tracking import JsonlWriter
 from unimoer.types import Task
@@ -23,13 +23,13 @@ class RoutingLosses:
     """Load balance over both tasks, z-loss, and the routers' own terms, as one loss a batch.
 
     A batch holds one task. Balancing it alone would push each task to use all experts alike, which is the opposite of
-    what routing is for; so the other task's last shares and mean weights stand beside it, without a gradient, and the
-    balance is that of both. Until the other task has been seen there is none.
+    what routing is for; so the other task's last mean weights stand beside it, without a gradient, and the balance is
+    that of both. Until the other task has been seen there is none.
     """
 
     def __init__(self, config: RouterConfig | None) -> None:
         self.config = config
-        self._seen: dict[Task, dict[str, tuple[Tensor, Tensor]]] = {}
+        self._seen: dict[Task, dict[str, Tensor]] = {}
 
     def __call__(self, task: Task, traces: Sequence[RoutingTrace]) -> tuple[Tensor | None, dict[str, float]]:
         """Weighted sum of the terms, or None when no router has any; and each term for the log.
@@ -48,9 +48,8 @@ class RoutingLosses:
             if not isinstance(self.config, LearnedRouterConfig) or decisions[0][0].weights is None:
                 continue
             if others and self.config.aux_loss_weight > 0:
-                share, mean = _joint_usage(decisions)
-                shares, means = zip((share, mean), *(seen[name] for seen in others), strict=True)
-                terms["load_balance"].append(load_balance(torch.stack(shares).mean(0), torch.stack(means).mean(0)))
+                means = [_joint_weights(decisions), *(seen[name] for seen in others)]
+                terms["load_balance"].append(load_balance(torch.stack(means).mean(0)))
             if self.config.z_loss_weight > 0:
                 for decision, trace in decisions:
                     if decision.logits is not None and trace.context is not None:
@@ -61,13 +60,13 @@ class RoutingLosses:
         return (torch.stack(total).sum() if total else None), log
 
     def remember(self, task: Task, traces: Sequence[RoutingTrace]) -> None:
-        """Keep a batch's usage, for the balance of the other task's batches."""
+        """Keep a batch's mean weights, for the balance of the other task's batches."""
         if not isinstance(self.config, LearnedRouterConfig) or self.config.aux_loss_weight == 0 or not traces:
             return
         with torch.no_grad():
             for name, decision in traces[0].decisions.items():
                 if decision.weights is not None:
-                    found = _joint_usage([(trace.decisions[name], trace) for trace in traces])
+                    found = _joint_weights([(trace.decisions[name], trace) for trace in traces])
                     self._seen.setdefault(task, {})[name] = found
 
     def _weight(self, label: str) -> float:
@@ -76,35 +75,25 @@ class RoutingLosses:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name: a resumed run balances against what the interrupted one had seen."""
-        return {
-            f"{task.value}|{name}|{kind}": tensor
-            for task, seen in self._seen.items()
-            for name, pair in seen.items()
-            for kind, tensor in zip(("share", "mean"), pair, strict=True)
-        }
+        return {f"{task.value}|{name}": mean for task, seen in self._seen.items() for name, mean in seen.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        found: dict[Task, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
-        for key, tensor in state.items():
-            task, name, kind = key.split("|")
-            found[Task(task)][name][kind] = tensor
-        self._seen = {
-            task: {name: (pair["share"], pair["mean"]) for name, pair in seen.items()} for task, seen in found.items()
-        }
+        self._seen = {}
+        for key, mean in state.items():
+            task, name = key.split("|")
+            self._seen.setdefault(Task(task), {})[name] = mean
 
 
-def _joint_usage(decisions: Sequence[tuple[Routing, RoutingTrace]]) -> tuple[Tensor, Tensor]:
-    """Usage over several forward passes of one batch, each counted by its texts."""
-    shares, means, rows = [], [], []
+def _joint_weights(decisions: Sequence[tuple[Routing, RoutingTrace]]) -> Tensor:
+    """Mean weights over several forward passes of one batch, each counted by its texts."""
+    means, rows = [], []
     for decision, trace in decisions:
         assert decision.weights is not None
         assert trace.context is not None
-        share, mean = usage(decision.weights, trace.context.mask)
-        shares.append(share)
-        means.append(mean)
+        means.append(mean_weights(decision.weights, trace.context.mask))
         rows.append(float(len(decision.weights)))
     part = torch.tensor(rows, device=means[0].device) / sum(rows)
-    return part @ torch.stack(shares), part @ torch.stack(means)
+    return part @ torch.stack(means)
 
 
 class RoutingMonitor:

@@ -64,6 +64,9 @@ class LearnedRouter(Router):
         # Small logits: every router starts close to uniform, so that every expert gets a gradient.
         self.weight = nn.Parameter(torch.randn(units, width) * (0.1 * width**-0.5))
         self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
+        if self.task_bias is not None and config.task_prior > 0:
+            own = torch.tensor([[expert == task.value for expert in experts] for task in TASKS])
+            self.task_bias.data.masked_fill_(own, config.task_prior)
 
     @property
     def units(self) -> int:
