@@ -72,6 +72,8 @@ def describe_arms(config: ExperimentConfig) -> dict[str, Any]:
             "mode": mode.value,
             "router": None if router is None else router.type,
             "granularity": getattr(router, "granularity", None),
+            "task_aware": getattr(router, "task_aware", False),
+            "task_prior": getattr(router, "task_prior", 0.0),
             "rank_wise": model.adapter.rank_wise,
             "experts": model.adapter.experts or {SHARED: model.adapter.rank},
             "gradients": settings.training.gradients.type,
@@ -105,7 +107,8 @@ def arms_table(arms: Mapping[str, Any]) -> Table:
         sizes = [arm["adapter_parameters"], arm["router_parameters"]]
         more = sum(sizes) / (shared["adapter_parameters"] + shared["router_parameters"]) - 1 if shared else None
         method = arm["gradients"] if arm["gradients"] != "sum" else None
-        what = ", ".join(filter(None, (arm["mode"], arm["router"], arm["granularity"], method)))
+        told = "told the task" if arm["task_aware"] else None
+        what = ", ".join(filter(None, (arm["mode"], arm["router"], arm["granularity"], told, method)))
         ranks = ", ".join(f"{expert} {_span(rank)}" for expert, rank in arm["experts"].items())
         cells = [name, what, ranks, *(f"{size:,}" for size in sizes)]
         table.add_row(*cells, "" if more is None else f"{more:+.1%}")

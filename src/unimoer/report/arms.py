@@ -22,6 +22,8 @@ def arm_words(settings: Mapping[str, Any] | None) -> str:
     router, experts = settings.get("router"), settings.get("experts") or {}
     order = _ORDER.get(str(settings.get("mode")))
     parts = [_adapter_words(router, len(experts), settings.get("granularity"))]
+    parts += ["told the task"] if settings.get("task_aware") else []
+    parts += ["own expert ahead at the start"] if settings.get("task_prior") else []
     parts += [order] if order else ["tasks in turn"] if router is None else []
     gradients = settings.get("gradients")
     parts += [] if gradients in (None, "sum") else [_GRADIENTS.get(str(gradients), str(gradients))]

@@ -99,6 +99,22 @@ def test_what_fits_survives_a_round_trip(content: dict[str, Any]) -> None:
             {"experts": TASKS, "router": {"type": "sparsegen", "sparsity_loss_weight": 0.1, "max_active": 2}},
             "router.max_active: 2 of 2 experts is no sparsity",
         ),
+        (
+            {"experts": THREE, "router": {"type": "softmax", "task_prior": 1.0}},
+            "router.task_prior: only a router that is task_aware",
+        ),
+        (
+            {"experts": {"embedding": 2, "x": 2}, "router": {"type": "topk", "task_aware": True, "task_prior": 1.0}},
+            "'topk with task_prior' needs an expert 'reranking'",
+        ),
+        (
+            {
+                "experts": {"embedding": 2, "reranking": 2},
+                "router": {"type": "topk", "task_aware": True, "task_prior": 1.0},
+                "rank_wise": True,
+            },
+            "weighs whole experts",
+        ),
         ({"gain": 0}, "greater than 0"),
         ({"targets": []}, "at least 1 item"),
     ],

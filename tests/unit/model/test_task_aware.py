@@ -49,6 +49,22 @@ def test_the_same_text_is_routed_by_task_only_where_the_router_is_told_it(router
     assert weights(told, Task.EMBEDDING).shape[-1] == 2
 
 
+def test_a_prior_starts_each_task_with_its_own_expert_ahead(bases: Bases) -> None:
+    """By so much in the logits, whatever the order of the experts; B is zero, so step 0 is still the base."""
+    experts = {"shared": 4, "reranking": 2, "embedding": 2}
+    router = {"type": "softmax", "task_aware": True, "task_prior": 1.0, "noise_epsilon": 0.0}
+    model = tiny.build(bases("qwen3"), adapter={"rank": 8, "experts": experts, "router": router})
+    for task, place in ((Task.EMBEDDING, 2), (Task.RERANKING, 1)):
+        found = weights(model, task)
+        assert torch.all(found.argmax(-1) == place)
+        # e / (e + 2), less what small initial logits take or give.
+        assert float(found[..., place].mean()) == pytest.approx(0.576, abs=0.1)
+    plain = tiny.build(bases("qwen3"))
+    batch = tiny.batch(tiny.ids([7, 4]))
+    with torch.no_grad():
+        assert torch.allclose(model.embed(batch), plain.embed(batch))
+
+
 def test_routers_and_heads_have_rates_of_their_own(bases: Bases) -> None:
     model = build(bases("qwen3"), "sparsegen")
     config = OptimizerConfig(lr=1e-3, router_lr=1e-2, head_lr=1e-4)

@@ -34,6 +34,14 @@ def tables_of(experiment: Experiment) -> dict[str, Table]:
     return {table.name: table for table in build_arm_tables(experiment)}
 
 
+@pytest.mark.parametrize(
+    ("more", "ending"),
+    [({}, "per text"), ({"task_aware": True}, "told the task"), ({"task_prior": 1.0}, "own expert ahead at the start")],
+)
+def test_what_a_router_is_told_is_said(arms: Experiment, more: dict[str, Any], ending: str) -> None:
+    assert arm_words({**arms.settings("joint_moe"), **more}).endswith(ending)
+
+
 def overall(experiment: Experiment) -> dict[str, Any]:
     found: dict[str, Any] = experiment.results["recovery"]["overall"]
     return found
