@@ -144,6 +144,8 @@ class ExperimentConfig(Strict):
         ):
             content[section].pop(name, None)
         known = {**BUILTIN, **self.custom_arms}
+        if arm not in known or known[arm].mode is not TrainingMode.JOINT_STAGED:
+            content["training"].pop("staged", None)
         identity = {
             "version": HASH_VERSION,
             "arm": arm,

@@ -314,7 +314,6 @@ CHANGES: list[tuple[str, Any]] = [
     ("training__optimizer__accumulation", 2),
     ("training__probe__every", 2),
     ("training__ranking_weight", 0.5),
-    ("training__staged__stage1_lr", 0.5),
     ("training__gradients", {"type": "pcgrad"}),
     ("training__embedding__gradcache_rows", 4),
     ("model__embedding__attention", "bidirectional"),
@@ -347,6 +346,12 @@ def test_the_hash_stays_with_what_does_not(make: Make, dotted: str, value: Any) 
     """So that more seeds or arms can be added to an experiment, and what is done stays done."""
     one, other = tiny.parsed(make()), tiny.parsed(make(**{dotted: value}))
     assert one.run_hash("joint_single", 1) == other.run_hash("joint_single", 1)
+
+
+def test_the_stages_are_of_staged_runs_alone(make: Make) -> None:
+    one, other = tiny.parsed(make()), tiny.parsed(make(training__staged__stage1_lr=0.5))
+    assert one.run_hash("joint_single", 1) == other.run_hash("joint_single", 1)
+    assert one.run_hash("joint_staged", 1) != other.run_hash("joint_staged", 1)
 
 
 def test_the_hash_tells_arms_and_seeds_apart_and_is_the_same_tomorrow(make: Make) -> None:
