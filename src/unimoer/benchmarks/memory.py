@@ -121,8 +121,9 @@ def bench_memory(console: Console, *, base: str, rows: int, length: int, pairs: 
     """Weights and peak of both systems in alternating fresh processes; a table, and one JSON object as the last line.
 
     The peak is the largest resident size while embedding and then reranking one batch, less what the process held
-    before it loaded a model: the interpreter and PyTorch are the same for both, and larger than a small model. Freed
-    memory goes back to the system at once, in both: what is measured is what is in use.
+    after the same work with a single layer, and after giving that back: the interpreter, the libraries and the kernels
+    that they compile are the same for both, and larger than a small model. Freed memory goes back to the system at
+    once, in both: what is measured is what is in use.
     """
     runs = [(_measure("one", base, rows, length), _measure("two", base, rows, length)) for _ in range(pairs)]
     weights = runs[0][0]["weights"] / runs[0][1]["weights"]

@@ -91,12 +91,12 @@ class AdapterConfig(Strict):
                 raise ValueError("router: rank_wise experts need a router to weigh them")
             return self
         if isinstance(self.router, TASK_ROUTED):
-            self._has_task_experts(names, self.router.type)
+            self._has_task_experts(names, f"router '{self.router.type}'")
             return self
         if isinstance(self.router, LearnedRouterConfig) and self.router.task_prior > 0:
             if not self.router.task_aware:
                 raise ValueError("router.task_prior: only a router that is task_aware can prefer a task's own expert")
-            self._has_task_experts(names, f"{self.router.type} with task_prior")
+            self._has_task_experts(names, f"router.task_prior of '{self.router.type}'")
         units = [len(self.owners(layer)) for layer in range(self.layers or 1)]
         if max(units) < 2:
             raise ValueError(f"experts: router '{self.router.type}' has one expert only, and nothing to decide")
@@ -112,13 +112,13 @@ class AdapterConfig(Strict):
             raise ValueError(f"router.max_active: {self.router.max_active} of {fewest} experts is no sparsity")
         return self
 
-    def _has_task_experts(self, names: list[str], router: str) -> None:
+    def _has_task_experts(self, names: list[str], what: str) -> None:
         needed = [task.value for task in Task] + ([SHARED] if isinstance(self.router, HardSharedConfig) else [])
         missing = [name for name in needed if name not in names]
         if missing:
-            raise ValueError(f"experts: router '{router}' needs an expert '{missing[0]}'; there are {', '.join(names)}")
+            raise ValueError(f"experts: {what} needs an expert '{missing[0]}'; there are {', '.join(names)}")
         if self.rank_wise:
-            raise ValueError(f"rank_wise: router '{router}' weighs whole experts")
+            raise ValueError(f"rank_wise: {what} weighs whole experts")
         layers = range(self.layers or 1)
         if isinstance(self.router, SimilarityConfig) and any(len(self.ranks(layer)) < len(names) for layer in layers):
-            raise ValueError(f"experts: router '{router}' needs every expert in every layer: no rank may be 0")
+            raise ValueError(f"experts: {what} needs every expert in every layer: no rank may be 0")

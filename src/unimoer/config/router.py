@@ -27,8 +27,8 @@ class LearnedRouterConfig(_RouterConfig):
     """Add a learned number for each task and expert to the logits: the task is known, and the text need not give it
     away."""
     task_prior: float = Field(0.0, ge=0)
-    """With `task_aware`: how far the logit of a task's own expert starts ahead. At 0 all experts start alike and learn
-    alike, and little tells a router what to give to which."""
+    """With `task_aware`: how far the logit of a task's own expert starts ahead, before the temperature divides it. At 0
+    all experts start alike and learn alike, and little tells a router what to give to which."""
     noise_epsilon: float = Field(0.01, ge=0, lt=1)
     """While training, the router's input is multiplied by numbers from [1 - e, 1 + e], the same for all tokens of a
     text (after Switch's jitter, which draws anew for every token)."""
@@ -39,10 +39,11 @@ class LearnedRouterConfig(_RouterConfig):
     weight_floor: float = Field(0.0, ge=0, lt=1)
     """While training, mix this much of the uniform distribution in: an expert of weight 0 gets no gradient."""
     aux_loss_weight: float = Field(0.01, ge=0)
-    """Of the load-balancing loss N sum f P over both tasks together, f being the share of weight; 1 at perfect
-    balance."""
+    """Of the load-balancing loss E sum f P over both tasks together, f being the share of weight; 1 at perfect
+    balance. Not comparable with Switch's, which counts first choices."""
     z_loss_weight: float = Field(1e-3, ge=0)
-    """Of the squared log-sum-exp of the logits, less what it is for equal ones: keeps them together."""
+    """Of the square of how far the logits' log-sum-exp exceeds that of equal logits with their mean: keeps them
+    together."""
 
 
 class SparsegenConfig(LearnedRouterConfig):

@@ -22,7 +22,7 @@ class Traffic:
 
     dataset: RetrievalDataset
     queries: Sequence[str]
-    """By id."""
+    """Their ids."""
     candidates: Run
     instruction: str | None = None
 
@@ -46,17 +46,27 @@ def serving_costs(
     scored. Requests come one at a time, from all data sets in turn; every one is made twice and the second is timed,
     since on a CPU a new length costs the compilation of its kernels.
 
-    Returns `weights_mb`, and for each task `<task>_ms` and `<task>_ms_p95`, the median and the 95th percentile of
-    milliseconds; no latency where there is no query.
+    Returns `weights_mb`, without a score head where `tasks` has no use for it, and for each task `<task>_ms` and
+    `<task>_ms_p95`, the median and the 95th percentile of milliseconds; no latency where there is no request.
     """
-    found = {"weights_mb": weight_bytes([model]) / 2**20}
-    turns = [[(source, query) for query in source.queries] for source in traffic]
-    chosen = list(islice((pair for pair in chain.from_iterable(zip_longest(*turns)) if pair is not None), requests))
+    idle = 0 if Task.RERANKING in tasks else sum(tensor.nbytes for tensor in model.head.parameters())
+    found = {"weights_mb": (weight_bytes([model]) - idle) / 2**20}
     for task in tasks:
+        chosen = _choose(traffic, task, requests)
         times = [_milliseconds(model, source, query, task, depth) for source, query in chosen]
         if times:
             found |= {f"{task}_ms": float(np.median(times)), f"{task}_ms_p95": float(np.percentile(times, 95))}
     return found
+
+
+def _choose(traffic: Sequence[Traffic], task: Task, requests: int) -> list[tuple[Traffic, str]]:
+    """So many queries, from all data sets in turn; to rerank, only those that have something to rerank."""
+    turns = [
+        [(source, query) for query in source.queries if task is Task.EMBEDDING or source.candidates.get(query)]
+        for source in traffic
+    ]
+    in_turn = (pair for pair in chain.from_iterable(zip_longest(*turns)) if pair is not None)
+    return list(islice(in_turn, requests))
 
 
 def _milliseconds(model: UnifiedModel, source: Traffic, query: str, task: Task, depth: int) -> float:

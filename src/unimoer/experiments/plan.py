@@ -108,6 +108,7 @@ def arms_table(arms: Mapping[str, Any]) -> Table:
         more = sum(sizes) / (shared["adapter_parameters"] + shared["router_parameters"]) - 1 if shared else None
         method = arm["gradients"] if arm["gradients"] != "sum" else None
         told = "told the task" if arm["task_aware"] else None
+        told = f"{told}, prior {arm['task_prior']:g}" if arm["task_prior"] else told
         what = ", ".join(filter(None, (arm["mode"], arm["router"], arm["granularity"], told, method)))
         ranks = ", ".join(f"{expert} {_span(rank)}" for expert, rank in arm["experts"].items())
         cells = [name, what, ranks, *(f"{size:,}" for size in sizes)]

@@ -24,7 +24,8 @@ def summarise_routing(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
     steps, then over seeds. Experts have no fixed roles: two seeds may give the same one to different tasks, and the
     mean of their weights would look undecided. So the mutual information is that of each seed, averaged; where
     `of_mean_weights` is far below it, the seeds disagree about the roles. `within_task` is what two halves of the same
-    task's lines give: the noise of batches, and more of it than is in the whole.
+    task's lines give: the noise of batches, and more of it than is in the whole. `at_start` is the mutual information
+    of the first logged batch of each task, before a router can have learned much: what it was given, as by a prior.
     """
     by_seed = {run.seed: found for run in runs if (found := _summarise_run(run))}
     if not by_seed:
@@ -40,6 +41,7 @@ def summarise_routing(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
         "units": max(entry["units"] for entry in routers),
         "mutual_information": _mean([value for value in informed if value is not None]),
         "within_task": _mean([entry["within_task"] for entry in routers if entry["within_task"] is not None]),
+        "at_start": _mean([entry["at_start"] for entry in routers if entry["at_start"] is not None]),
         "routers": routers,
     }
 
@@ -74,6 +76,7 @@ def _late(lines: Sequence[Line]) -> dict[str, Any]:
         "within": mutual_information(*halves) if halves else None,
         "experts": list(chosen[-1].get("experts") or []),
         "weights": _columns([line["weights"] for line in chosen]),
+        "at_start": ordered[0]["weights"],
         **{key: _mean([float(line[key]) for line in chosen if line.get(key) is not None]) for key in _KEYS},
         "first_step": int(chosen[0]["step"]),
         "last_step": int(chosen[-1]["step"]),
@@ -92,6 +95,7 @@ def _average(name: str, by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]]) 
                 "steps": [min(one["first_step"] for one in found), max(one["last_step"] for one in found)],
             }
     some = next(iter(next(iter(by_seed.values())).values()))
+    starts = [_between_tasks(by_task, "at_start") for by_task in by_seed.values()]
     informed = {str(seed): _between_tasks(by_task) for seed, by_task in sorted(by_seed.items())}
     known = [value for value in informed.values() if value is not None]
     within = [one["within"] for by_task in by_seed.values() for one in by_task.values() if one["within"] is not None]
@@ -108,13 +112,14 @@ def _average(name: str, by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]]) 
             "of_mean_weights": _between_tasks(tasks),
         },
         "within_task": _mean(within),
+        "at_start": _mean([value for value in starts if value is not None]),
         "tasks": tasks,
     }
 
 
-def _between_tasks(by_task: Mapping[str, Mapping[str, Any]]) -> float | None:
+def _between_tasks(by_task: Mapping[str, Mapping[str, Any]], weights: str = "weights") -> float | None:
     """Mutual information, where both tasks were logged."""
-    return mutual_information(*(by_task[task]["weights"] for task in Task)) if set(by_task) == set(Task) else None
+    return mutual_information(*(by_task[task][weights] for task in Task)) if set(by_task) == set(Task) else None
 
 
 def _place(name: str) -> tuple[int, str]:

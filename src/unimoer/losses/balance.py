@@ -18,13 +18,16 @@ def mean_weights(weights: Tensor, mask: Tensor) -> Tensor:
 
 
 def load_balance(mean: Tensor) -> Tensor:
-    """`E * sum_e f_e P_e`: 1 when all experts are used alike, E when one does all (Fedus et al., JMLR 2022).
+    """`E * sum_e f_e P_e`: 1 when all experts are used alike, E when one does all, where weights sum to 1.
 
-    P is the mean weight; f, without a gradient, is what Switch counts: the share of tokens that an expert gets. There
-    a token goes to one expert. Here it goes to all with a weight, so its weights are what is counted. First choices
-    would flip with the smallest differences, and hold the weights of every task at 1 / E.
+    P is the mean weight and f, without a gradient, the share of the tokens that an expert gets (Fedus et al., JMLR
+    2022). Switch gives a token to one expert and counts first choices. Here a token goes to several with a weight, so
+    f is the share of weight; first choices flip with the smallest differences, and with them the slope. The value is
+    then 1 plus the squared coefficient of variation of P, the importance loss of Shazeer et al. (arXiv 1701.06538),
+    at half its slope. A weight of this loss is not comparable with Switch's.
     """
-    return len(mean) * (mean.detach() * mean).sum()
+    share = mean.detach() / mean.detach().sum().clamp(min=1e-9)
+    return len(mean) * (share * mean).sum()
 
 
 def z_loss(logits: Tensor, mask: Tensor) -> Tensor:

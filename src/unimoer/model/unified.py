@@ -212,6 +212,8 @@ class UnifiedModel(nn.Module):
         learned = isinstance(old.router, LearnedRouterConfig)
         if learned:
             content["gain"] = old.gain or len(owners[0])
+            # How routers began is in their weights; the experts that it needed may go.
+            content["router"]["task_prior"] = 0.0
         where = f"expert '{expert}' cannot be removed"
         self.config = parse_model(self.config.model_dump(mode="json") | {"adapter": content}, where)
         for adapter in adapters:

@@ -77,14 +77,15 @@ def arm_costs_table(experiment: Experiment) -> Table:
     return Table(
         "arm_costs",
         "What the arms cost",
-        ["Arm", "Training, tokens/s", "Peak", "Served, weights", "A query, ms", "p95", "A list, ms", "p95"],
+        ["Arm", "Training, tokens/s", "Peak", "Served, weights", "Query, ms", "Query p95", "List, ms", "List p95"],
         rows,
         rules=frozenset({1}),
-        notes="Means over seeds. Peak: the largest memory of a training process, which may hold what runs before it "
-        "have left; of two specialists the larger. Served: one LoRA is merged into the base, experts lie beside it, "
-        "two specialists are two models. A query is embedded, or one query's candidate list reranked, alone and with "
-        "its tokenisation: medians and 95th percentiles over the requests of a run, on the machine and beside the load "
-        "of that time.",
+        notes="Means over seeds, but for the peak: the largest memory of any run, training and evaluation, which may "
+        "include what runs before it have left; of two specialists the larger. Served: one LoRA is merged into the "
+        "base, experts lie beside it. Two specialists are counted as two merged models; unmerged, they could share a "
+        "base as the experts of a hard switch do. A query is embedded, or a query's whole candidate list scored, one "
+        "request at a time and with its tokenisation, each timed at its second call: median and 95th percentile over "
+        "the requests of a run, on the machine and beside the load of that time.",
     )
 
 
@@ -196,13 +197,13 @@ def routing_table(experiment: Experiment) -> Table:
         found = experiment.routing.get(arm)
         if found is None:
             if experiment.router(arm):
-                rows.append([Cell(arm), Cell(routing_words(settings)), *[Cell(wording.MISSING)] * 9])
+                rows.append([Cell(arm), Cell(routing_words(settings)), *[Cell(wording.MISSING)] * 10])
             continue
         bits = [entry["mutual_information"]["mean"] for entry in found["routers"]]
         known = [value for value in bits if value is not None]
         values = [str(found["units"]), _two(found["mutual_information"])]
         values.append(f"{min(known):.2f} to {max(known):.2f}" if known else wording.MISSING)
-        values.append(_two(found["within_task"]))
+        values += [_two(found.get("at_start")), _two(found["within_task"])]
         for key in ("entropy", "active_experts"):
             values += [_two(_over_layers(found, task, key)) for task in Task]
         alone = [_over_layers(found, task, "one_expert_share") for task in Task]
@@ -214,6 +215,7 @@ def routing_table(experiment: Experiment) -> Table:
         "Units",
         "Bits",
         "by layer",
+        "at start",
         "noise",
         "Entropy, emb.",
         "rer.",
@@ -229,9 +231,9 @@ def routing_table(experiment: Experiment) -> Table:
         text_columns=2,
         notes="Last quarter of training, mean over layers and seeds. Units: experts, or ranks where ranks are routed. "
         "Bits: mutual information between task and expert, 0 where both tasks are routed alike, 1 where they share "
-        "none; noise: what two halves of one task's own batches give. Entropy: of a decision, 1 where all units weigh "
-        "alike. Active: units of weight above 0. Alone: share of decisions with a single active unit, embedding / "
-        "reranking.",
+        "none; at start: of the first batches, before anything was learned; noise: what two halves of one task's own "
+        "batches give. Entropy: of a decision, 1 where all units weigh alike. Active: units of weight above 0. Alone: "
+        "share of decisions with a single active unit, embedding / reranking.",
     )
 
 

@@ -23,7 +23,9 @@ def routing_words(settings: Mapping[str, Any] | None) -> str:
     router = (settings or {}).get("router")
     if router in _FIXED:
         return _FIXED[router]
-    return "random, never trained" if router == "random_frozen" else "learned"
+    if router == "random_frozen":
+        return "random, never trained"
+    return "learned, own expert ahead at the start" if (settings or {}).get("task_prior") else "learned"
 
 
 def routing_paragraphs(experiment: Experiment) -> list[str]:
@@ -63,26 +65,31 @@ def routing_paragraphs(experiment: Experiment) -> list[str]:
 
 
 def _learned_bits(learned: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which learned routers part the tasks: more than hardly, and more than their own noise."""
+    """Which learned routers part the tasks: more than hardly, more than their own noise, and more than at the start."""
     order = sorted(learned, key=lambda arm: learned[arm]["mutual_information"], reverse=True)
-    clear = [
-        arm for arm in order if learned[arm]["mutual_information"] >= max(SEPARATE, learned[arm]["within_task"] or 0)
-    ]
+    given = {arm: learned[arm].get("at_start") or 0.0 for arm in order}
+    gained = {arm: learned[arm]["mutual_information"] - given[arm] for arm in order}
+    clear = [arm for arm in order if gained[arm] >= max(SEPARATE, learned[arm]["within_task"] or 0)]
     bits = {arm: _bits(learned[arm]["mutual_information"]) for arm in order}
     for arm in order:
-        if learned[arm]["mutual_information"] >= SEPARATE and arm not in clear:
-            bits[arm] += f", of which noise alone would give {_bits(learned[arm]['within_task'])}"
+        noise = learned[arm]["within_task"] or 0.0
+        if noise > learned[arm]["mutual_information"] >= SEPARATE:
+            bits[arm] += f", of which noise alone would give {_bits(noise)}"
+        elif given[arm] >= SEPARATE / 10:
+            bits[arm] += f", {_bits(given[arm])} of them given at the start"
     if not clear:
         listed = "; ".join(f"{arm} {bits[arm]}" for arm in order)
-        many = "Learned routing treats" if len(order) == 1 else f"All {len(order)} learned routers treat"
-        return (
-            f"{many} the two tasks nearly alike, on average over layers: {listed}. Whatever such an arm scores, it "
-            "does not owe it to separating tasks."
+        none = (
+            "The learned router did not learn" if len(order) == 1 else f"None of {len(order)} learned routers learned"
         )
-    best = clear[0]
+        return (
+            f"{none} to part the two tasks, on average over layers: {listed}. Whatever such an arm scores, it does not "
+            "owe it to having learned that."
+        )
+    best = max(clear, key=lambda arm: gained[arm])
     layers = [(entry["mutual_information"]["mean"], entry["router"]) for entry in learned[best]["routers"]]
     top, where = max((value, name) for value, name in layers if value is not None)
-    text = f"{best} separates the tasks most: {bits[best]} on average over layers, {_bits(top)} in layer {where}."
+    text = f"{best} learned to part the tasks most: {bits[best]} on average over layers, {_bits(top)} in layer {where}."
     others = "; ".join(f"{arm} {bits[arm]}" for arm in order if arm != best)
     return f"{text} The other learned routers: {others}." if others else text
 

@@ -105,7 +105,7 @@ def test_what_fits_survives_a_round_trip(content: dict[str, Any]) -> None:
         ),
         (
             {"experts": {"embedding": 2, "x": 2}, "router": {"type": "topk", "task_aware": True, "task_prior": 1.0}},
-            "'topk with task_prior' needs an expert 'reranking'",
+            "router.task_prior of 'topk' needs an expert 'reranking'",
         ),
         (
             {

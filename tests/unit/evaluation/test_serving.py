@@ -41,19 +41,51 @@ def test_requests_come_from_all_data_sets_in_turn(base: Path, monkeypatch: pytes
     assert "reranking_ms" not in found
 
 
-def test_every_request_is_made_twice_and_timed_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lists: list[int] = []
-    real = serving.rerank
+class Clock:
+    """Time that passes only where it is told to."""
 
-    def counted(model: Any, dataset: Any, queries: Any, shortlist: Any, **more: Any) -> Any:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_a_request_is_timed_at_its_second_call_and_its_list_is_cut(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes 100 s here, the second 2 s."""
+    clock, seen, lists = Clock(), set[str](), []
+    encode, rerank = serving.encode, serving.rerank
+
+    def pass_time(request: str) -> None:
+        clock.now += 2.0 if request in seen else 100.0
+        seen.add(request)
+
+    def slow_encode(model: Any, ids: Any) -> Any:
+        pass_time(f"embed {ids}")
+        return encode(model, ids)
+
+    def slow_rerank(model: Any, dataset: Any, queries: Any, shortlist: Any, **more: Any) -> Any:
+        pass_time(f"rerank {queries}")
         lists.append(sum(map(len, shortlist.values())))
-        return real(model, dataset, queries, shortlist, **more)
+        return rerank(model, dataset, queries, shortlist, **more)
 
-    monkeypatch.setattr(serving, "rerank", counted)
+    monkeypatch.setattr(serving, "time", clock)
+    monkeypatch.setattr(serving, "encode", slow_encode)
+    monkeypatch.setattr(serving, "rerank", slow_rerank)
     model = tiny.build(base, adapter=ROUTED, noise=0.1).for_inference()
     found = serving_costs(model, traffic(2, 1), list(Task), requests=100, depth=2)
-    assert lists == [2] * 6, "three queries, twice each, their candidates cut at the depth"
-    assert 0 < found["embedding_ms"] <= found["embedding_ms_p95"] and found["reranking_ms"] > 0
+    assert {key: value for key, value in found.items() if "ms" in key} == {
+        f"{task}_ms{which}": 2000.0 for task in Task for which in ("", "_p95")
+    }
+    assert lists == [2] * 6, "three queries, twice each"
+
+
+def test_a_query_without_candidates_is_no_reranking_request(base: Path) -> None:
+    kitchen, garden = traffic(2, 1)
+    empty = Traffic(garden.dataset, garden.queries, {garden.queries[0]: {}})
+    found = serving_costs(tiny.build(base), [empty], list(Task), requests=9, depth=2)
+    assert "embedding_ms" in found and "reranking_ms" not in found
+    bare = Traffic(kitchen.dataset, kitchen.queries, {kitchen.queries[1]: {"d0": 1.0}})
+    assert serving._choose([empty, bare], Task.RERANKING, 9) == [(bare, kitchen.queries[1])]
 
 
 def test_without_queries_or_requests_there_is_no_latency(base: Path) -> None:
@@ -62,10 +94,20 @@ def test_without_queries_or_requests_there_is_no_latency(base: Path) -> None:
     assert list(serving_costs(model, traffic(2, 2), list(Task), requests=0, depth=2)) == ["weights_mb"]
 
 
-def test_a_merged_lora_weighs_nothing_and_experts_do(base: Path) -> None:
-    bare = weight_bytes([tiny.build(base, adapter={"rank": 1, "targets": ["q_proj"]}).for_inference()])
-    merged, routed = (tiny.build(base, adapter=adapter).for_inference() for adapter in ({"rank": 4}, ROUTED))
+def test_a_score_head_that_an_arm_has_no_use_for_is_not_counted(base: Path) -> None:
+    model = tiny.build(base, reranking={"pooling": "last", "head": "mlp"})
+    alone, both = (serving_costs(model, [], tasks, requests=0, depth=1) for tasks in ([Task.EMBEDDING], list(Task)))
+    head = sum(p.nbytes for p in model.head.parameters())
+    assert both["weights_mb"] - alone["weights_mb"] == pytest.approx(head / 2**20) and head > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merged_lora_weighs_nothing_and_experts_do(dtype: str, base: Path) -> None:
+    bare = weight_bytes([tiny.build(base, adapter={"rank": 1, "targets": ["q_proj"]}, dtype=dtype).for_inference()])
+    merged, routed = (
+        tiny.build(base, adapter=adapter, dtype=dtype).for_inference() for adapter in ({"rank": 4}, ROUTED)
+    )
     assert weight_bytes([merged]) == bare
-    experts = sum(a.numel() * 4 for name, a in routed.named_parameters() if ".a." in name or ".b." in name)
-    routers = sum(p.numel() * 4 for name, p in routed.named_parameters() if "router" in name or "sparsity" in name)
+    experts = sum(a.nbytes for name, a in routed.named_parameters() if ".a." in name or ".b." in name)
+    routers = sum(p.nbytes for name, p in routed.named_parameters() if "router" in name or "sparsity" in name)
     assert experts > 0 and routers > 0 and weight_bytes([routed]) == bare + experts + routers

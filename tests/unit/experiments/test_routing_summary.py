@@ -67,6 +67,16 @@ def test_the_last_quarter_counts(tmp_path: Path) -> None:
     assert (found["experts"], found["units"]) == (EXPERTS, 3)
 
 
+def test_what_was_there_before_anything_was_learned(tmp_path: Path) -> None:
+    """Of the first batch of each task, which is not the same step."""
+    lines = alternating(8, [0.8, 0.2, 0.0], [0.2, 0.8, 0.0])
+    for line in lines[:2]:
+        line["weights"] = [1.0, 0.0, 0.0] if line["task"] == "embedding" else [0.5, 0.5, 0.0]
+    found = summarise_routing([run(tmp_path / "a", lines)])
+    assert found is not None
+    assert found["at_start"] == pytest.approx(mutual_information([1.0, 0.0], [0.5, 0.5]))
+
+
 def test_seeds_are_averaged_and_those_that_swap_roles_are_seen_to(tmp_path: Path) -> None:
     lines = alternating(8, [1, 0, 0], [0, 1, 0]), alternating(8, [0, 1, 0], [1, 0, 0])
     found = summarise_routing([run(tmp_path / str(seed), one, seed) for seed, one in enumerate(lines)])

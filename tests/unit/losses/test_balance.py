@@ -53,6 +53,12 @@ def test_downhill_takes_weight_from_the_busiest_expert_in_proportion() -> None:
     assert torch.allclose(weights.grad, 3 * weights.detach())
 
 
+def test_the_share_is_one_of_what_was_given_out() -> None:
+    """Tsallis routers drop experts and scale nothing up: balanced weights of mass 0.6 give 0.6, not its square."""
+    mean = torch.tensor([0.2, 0.2, 0.2])
+    assert load_balance(mean).item() == pytest.approx(0.6)
+
+
 def test_weights_that_nearly_agree_are_nearly_left_alone() -> None:
     """By first choices the slope would jump to its largest as soon as one expert is ahead at all."""
     slopes = []

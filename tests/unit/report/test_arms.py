@@ -184,9 +184,21 @@ def test_costs_of_two_specialists_are_those_of_two_models(arms: Experiment) -> N
     assert rows["Two specialists"][3] == "–", "one of two models is not their sum"
 
 
+def test_what_a_router_was_given_is_not_called_learned(arms: Experiment) -> None:
+    found = arms.results["routing"]["joint_moe"]
+    found["at_start"] = found["mutual_information"] - 0.05
+    text = " ".join(routing_paragraphs(arms))
+    assert f"joint_moe 0.30 bits, {found['at_start']:.2f} bits of them given at the start" in text
+    assert "None of 3 learned routers learned to part the two tasks" in text
+    arms.results["arm_details"]["joint_moe"]["settings"]["task_prior"] = 1.0
+    rows = {row[0].text: [cell.text for cell in row] for row in tables_of(arms)["routing"].rows}
+    assert rows["joint_moe"][1] == "learned, own expert ahead at the start"
+    assert rows["joint_moe"][3] == "0.30" and rows["joint_moe"][5] == f"{found['at_start']:.2f}"
+
+
 def test_routing_in_words(arms: Experiment) -> None:
     text = " ".join(routing_paragraphs(arms))
-    assert "joint_moe separates the tasks most: 0.30 bits" in text
+    assert "joint_moe learned to part the tasks most: 0.30 bits" in text
     assert "of which noise alone would give" in text, "sixteen ranks and few batches look informed by chance"
     assert "hard_switch (fixed by the task)" in text and "random_frozen 0.00 bits" in text
     assert "Roles differ" not in text
@@ -195,7 +207,7 @@ def test_routing_in_words(arms: Experiment) -> None:
         router["mutual_information"]["of_mean_weights"] = 0.0
     assert "Roles differ between seeds in joint_moe" in " ".join(routing_paragraphs(arms))
     routing["joint_moe"]["mutual_information"] = 0.02
-    assert "All 3 learned routers treat the two tasks nearly alike" in " ".join(routing_paragraphs(arms))
+    assert "None of 3 learned routers learned to part the two tasks" in " ".join(routing_paragraphs(arms))
     rows = {row[0].text: [cell.text for cell in row] for row in tables_of(arms)["routing"].rows}
     assert rows["hard_switch"][1] == "fixed by the task" and set(rows["hard_switch"][2:]) == {"–"}
     assert rows["rank_wise"][2] == "16" and rows["moe_token"][1] == "learned"

@@ -65,8 +65,7 @@ class LearnedRouter(Router):
         self.weight = nn.Parameter(torch.randn(units, width) * (0.1 * width**-0.5))
         self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
         if self.task_bias is not None and config.task_prior > 0:
-            own = torch.tensor([[expert == task.value for expert in experts] for task in TASKS])
-            self.task_bias.data.masked_fill_(own, config.task_prior)
+            self.task_bias.data += config.task_prior * own_experts(experts)
 
     @property
     def units(self) -> int:
@@ -123,6 +122,11 @@ class LearnedRouter(Router):
         total, remaining = weights.sum(-1, keepdim=True), left.sum(-1, keepdim=True)
         # A decision whose experts are all gone keeps them all.
         return torch.where(remaining > 0, left * total / remaining.clamp(min=1e-9), weights)
+
+
+def own_experts(experts: Sequence[str]) -> Tensor:
+    """1 where an expert is named after the task, `[tasks, E]`."""
+    return torch.tensor([[float(expert == task.value) for expert in experts] for task in TASKS])
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

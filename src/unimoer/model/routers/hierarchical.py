@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unimoer.config.router import HierarchicalConfig
-from unimoer.model.routers.base import TASKS, LearnedRouter
+from unimoer.model.routers.base import TASKS, LearnedRouter, own_experts
 from unimoer.model.routing import RoutingContext
 
 
@@ -30,6 +30,9 @@ class HierarchicalRouter(LearnedRouter):
         super().__init__(config, experts, units, width)
         self.config = config
         self.task_logits = nn.Parameter(torch.randn(len(TASKS), units) * 0.1)
+        if config.task_prior > 0:
+            # Where the gate leaves no say to the token router, its bias would not count.
+            self.task_logits.data += config.task_prior * own_experts(experts)
         self.gate = nn.Parameter(torch.tensor((2 * depth - 1) * config.gate_spread))
 
     def weigh(self, logits: Tensor, x: Tensor, context: RoutingContext) -> tuple[Tensor, Mapping[str, Tensor]]:
