@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimoer.config import AdapterConfig, SimilarityConfig
-from unimoer.model.ops import Block, Layout, lora_linear
+from unimoer.model.ops import Block, Layout, lora_linear, weigh
 from unimoer.model.routing import Routing
 
 
@@ -24,6 +24,8 @@ class _Plan:
     """`[P*R]`; 0 for a rank that is not active."""
     spread: Tensor
     """`[units, P*R]`: carries the weight of an expert, times the gain, to all its ranks."""
+    by_projection: Tensor
+    """`[P*R]`: the hidden ranks, which stand by expert, in the order of the projections."""
 
 
 class MoELoRALinear(nn.Module):
@@ -68,6 +70,7 @@ class MoELoRALinear(nn.Module):
             self.b[name] = nn.Parameter(torch.zeros(target_rows, rank, device=self.weight.device))
         self.active = dict(ranks) if self.targets else {}
         self._plans: dict[tuple[str, ...], _Plan] = {}
+        self._served: tuple[Tensor, Tensor] | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -90,6 +93,8 @@ class MoELoRALinear(nn.Module):
         if routing is not None and routing.weights is not None:
             # A product, not an index: its backward is one too, and needs no scattered sum.
             weights = routing.weights @ plan.spread
+        if self._served is not None and (weights is None or experts == tuple(self.a)):
+            return self._serve(x, experts, weights, residual)
         return lora_linear(
             x,
             self.weight,
@@ -125,7 +130,11 @@ class MoELoRALinear(nn.Module):
         device = self.weight.device
         gain = unit if self.gain is None else self.gain
         spread = F.one_hot(torch.tensor(units, device=device), unit).t().float() * gain
-        plan = _Plan(layout, torch.tensor(active, device=device) * self.scale, spread)
+        # Blocks stand by expert; a stable sort by their rows puts those of one projection together.
+        blocks = sorted(layout, key=lambda block: block.out_rows.start)
+        order = [column for block in blocks for column in range(block.columns.start, block.columns.stop)]
+        scale = torch.tensor(active, device=device) * self.scale
+        plan = _Plan(layout, scale, spread, torch.tensor(order, device=device))
         self._plans[experts] = plan
         return plan
 
@@ -159,10 +168,60 @@ class MoELoRALinear(nn.Module):
                 rows.copy_(torch.addmm(rows.float(), b[:, :active].float(), a[:active].float(), alpha=scale))
             self.remove(expert)
 
+    @torch.no_grad()
+    def stack(self) -> None:
+        """Lay the experts side by side in the base's precision, for inference: what is trained as many is read as one.
+
+        `a` and `b` become views of two matrices, so nothing is stored twice and nothing is stacked while serving.
+        """
+        if not self.a:
+            return
+        dtype = self.weight.dtype
+        for expert, active in self.active.items():
+            self.b[expert][:, active:] = 0
+        a = torch.cat(list(self.a.values())).to(dtype)
+        b = torch.cat(list(self.b.values()), dim=1).to(dtype)
+        rows, columns = ([len(a) for a in self.a.values()], [b.shape[1] for b in self.b.values()])
+        for expert, own_a, own_b in zip(list(self.a), a.split(rows), b.split(columns, dim=1), strict=True):
+            self.a[expert] = nn.Parameter(own_a, requires_grad=False)
+            self.b[expert] = nn.Parameter(own_b, requires_grad=False)
+        self._served = a, b
+
+    def _serve(self, x: Tensor, experts: tuple[str, ...], weights: Tensor | None, residual: Tensor | None) -> Tensor:
+        """`forward` on stacked experts: one product for A, and one for B by projection, which needs no padding."""
+        assert self._served is not None
+        flat = x.flatten(0, -2)
+        if residual is None:
+            y = F.linear(flat, self.weight, self.bias)
+        else:
+            y = torch.addmm(residual.flatten(0, -2), flat, self.weight.t())
+            if self.bias is not None:
+                y.add_(self.bias)
+        if weights is None:
+            # Whole experts, added up: each is a view, whichever of them are asked for.
+            parts = [(flat @ self.a[name].t(), self.b[name]) for name in experts]
+        else:
+            hidden = weigh(flat @ self._served[0].t(), weights)
+            if len(self.targets) > 1:
+                hidden = hidden.index_select(1, self._plan(experts).by_projection)
+            parts = [(hidden, self._served[1])]
+        for hidden, b in parts:
+            start, rank = 0, b.shape[1]
+            for place, name in enumerate(self.targets):
+                rows = self.rows(name)
+                stop = start + rows.stop - rows.start
+                ranks = hidden[:, place * rank : (place + 1) * rank]
+                y[:, rows].addmm_(ranks, b[start:stop].t(), alpha=self.scale)
+                start = stop
+        return y.view(*x.shape[:-1], len(self.weight))
+
     def remove(self, expert: str) -> None:
         """Take an expert out for good; what it added to the output is gone."""
         del self.a[expert], self.b[expert], self.active[expert]
         self._plans.clear()
+        if self._served is not None:
+            self._served = None
+            self.stack()
 
     def set_active(self, expert: str, ranks: int) -> None:
         """Use only the first `ranks` ranks of an expert (after DR-LoRA, arXiv 2601.04823).
@@ -171,8 +230,10 @@ class MoELoRALinear(nn.Module):
         growing an expert changes nothing until the new ranks have learned: their B is zero.
 
         Raises:
-            ValueError: the expert has fewer ranks.
+            ValueError: the expert has fewer ranks, or experts are stacked for inference.
         """
+        if self._served is not None:
+            raise ValueError("experts are stacked for inference; the number of their ranks can no longer change")
         if not 0 <= ranks <= self.ranks[expert]:
             raise ValueError(f"expert {expert!r} has {self.ranks[expert]} ranks, not {ranks}")
         self.active[expert] = ranks

@@ -102,6 +102,8 @@ class FusedLayer(nn.Module):
     ) -> tuple[Tensor, Decisions]:
         """`x [B, T, d]`, or `[1, N, d]` with a `packing`; attention and routers see `[B, T]` either way."""
         decisions: Decisions = {}
+        # As the products read them: by packed token.
+        used: Decisions = {}
 
         def project(name: str, states: Tensor, residual: Tensor | None = None) -> Tensor:
             group: MoELoRALinear = getattr(self, name)
@@ -110,11 +112,11 @@ class FusedLayer(nn.Module):
             router = name if name in self.routers else "layer"
             if context is not None and router in self.routers and router not in decisions:
                 whole = states if packing is None else packing.unpack(states)
-                decisions[router] = self.routers[router](whole, context)
-            decision = decisions.get(router)
-            if packing is not None and decision is not None and decision.weights is not None:
-                decision = Routing(decision.experts, packing.spread(decision.weights))
-            return group(states, decision, residual)
+                decided = decisions[router] = self.routers[router](whole, context)
+                if packing is not None and decided.weights is not None:
+                    decided = Routing(decided.experts, packing.spread(decided.weights))
+                used[router] = decided
+            return group(states, used.get(router), residual)
 
         qkv = project("qkv", rms_norm(x, self.attention_norm, self.eps))
         if self.q_norm is not None and self.k_norm is not None:

@@ -240,7 +240,7 @@ class _LoRALinear(torch.autograd.Function):
         a_low = (a[0] if experts == 1 else torch.cat(a)).to(x.dtype)
         b_low = _stack_b(b, scale, layout, len(weight), x.dtype)
         hidden = torch.mm(flat_adapter, a_low.t())
-        routed = hidden if routing is None else _weigh(hidden, routing)
+        routed = hidden if routing is None else weigh(hidden, routing)
         if residual is None:
             y = F.linear(flat, weight, bias)
         else:
@@ -263,7 +263,7 @@ class _LoRALinear(torch.autograd.Function):
         grad_hidden = grad_routed = torch.mm(g, b_low)
         grad_routing = grad_x = grad_adapter = grad_weight = None
         if routing is not None:
-            grad_hidden = _weigh(grad_routed, routing)
+            grad_hidden = weigh(grad_routed, routing)
             if ctx.needs_input_grad[6]:
                 product = (grad_routed.float() * hidden.float()).view(*ctx.shape[:-1], -1)
                 grad_routing = product if product.shape == routing.shape else product.sum(1, keepdim=True)
@@ -298,7 +298,7 @@ class _LoRALinear(torch.autograd.Function):
         return grad_x, grad_adapter, grad_weight, None, None, None, grad_routing, grad_residual, *grads
 
 
-def _weigh(hidden: Tensor, routing: Tensor) -> Tensor:
+def weigh(hidden: Tensor, routing: Tensor) -> Tensor:
     """`[B*T, R] * [B, T or 1, R]`, in the precision of the first."""
     weighed = hidden.view(len(routing), -1, hidden.shape[-1]) * routing.to(hidden.dtype)
     return weighed.view(hidden.shape)

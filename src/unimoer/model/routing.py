@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from unimoer.types import Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RoutingContext:
     """What a router may read besides hidden states: an argument of the forward pass, never a module's memory.
 
@@ -23,6 +24,21 @@ class RoutingContext:
     choice: Tensor | None = None
     bare: bool = False
     """Use no expert at all."""
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The mask as float32, `[B, 1, T]`: times states it is their sum over real tokens. Made once for all layers."""
+        return self.mask.float().unsqueeze(1)
+
+    @cached_property
+    def count(self) -> Tensor:
+        """Number of real tokens, `[B, 1, 1]`, at least 1."""
+        return self.row.sum(-1, keepdim=True).clamp(min=1)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Number of real tokens up to each place, `[B, T, 1]`, at least 1."""
+        return self.row.transpose(1, 2).cumsum(1).clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)

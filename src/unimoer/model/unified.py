@@ -246,11 +246,10 @@ class UnifiedModel(nn.Module):
         Outputs differ by that rounding, so a study evaluates without it. Returns the model itself.
         """
         for adapter in self.adapters().values():
-            if not self.config.adapter.is_routed:
+            if self.config.adapter.is_routed:
+                adapter.stack()
+            else:
                 adapter.merge()
-            for factor in [*adapter.a.values(), *adapter.b.values()]:
-                factor.requires_grad_(False)
-                factor.data = factor.data.to(adapter.weight.dtype)
         return self.eval()
 
     def after_step(self) -> None:

@@ -81,8 +81,7 @@ class LearnedRouter(Router):
     def forward(self, hidden: Tensor, context: RoutingContext) -> Routing:
         x = hidden.float()
         if self.base.granularity == "sequence":
-            mask = context.mask.to(x.dtype).unsqueeze(1)
-            x = torch.bmm(mask, x) / mask.sum(-1, keepdim=True).clamp(min=1)
+            x = torch.bmm(context.row, x) / context.count
         if self.training and self.base.noise_epsilon > 0:
             # Never in place: in float32 `x` is the very tensor that the projections read.
             low, high = 1 - self.base.noise_epsilon, 1 + self.base.noise_epsilon
@@ -91,7 +90,8 @@ class LearnedRouter(Router):
         logits = self.project(x, self.weight, context)
         if self.task_bias is not None:
             logits = logits + self.task_bias[TASKS.index(context.task)]
-        logits = logits / self.base.temperature
+        if self.base.temperature != 1:
+            logits = logits / self.base.temperature
         if self.training and self.base.logit_noise > 0:
             logits = logits + torch.randn_like(logits) * self.base.logit_noise
         clean, losses = self.weigh(logits, x, context)
@@ -106,8 +106,7 @@ class LearnedRouter(Router):
         y = F.linear(x, weight)
         if self.base.granularity != "causal":
             return y
-        mask = context.mask.to(y.dtype).unsqueeze(-1)
-        return (y * mask).cumsum(1) / mask.cumsum(1).clamp(min=1)
+        return (y * context.row.transpose(1, 2)).cumsum(1) / context.seen
 
     def _lift(self, weights: Tensor) -> Tensor:
         floor = self.base.weight_floor

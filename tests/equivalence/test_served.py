@@ -1,0 +1,98 @@
+"""A model made ready to serve gives the outputs of the model that was trained, for every kind of experts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from unimoer.model.adapter import MoELoRALinear
+from unimoer.model.unified import UnifiedModel
+from unimoer.types import Task
+
+THREE = {"embedding": 2, "reranking": 1, "shared": 3}
+TWO = {"embedding": 2, "reranking": 4}
+ARMS: dict[str, dict[str, Any]] = {
+    "one_lora": {},
+    "sequence": {"experts": THREE, "router": {"type": "sparsegen"}},
+    "token": {"experts": THREE, "router": {"type": "softmax", "granularity": "token"}},
+    "by_projection": {"experts": THREE, "router": {"type": "softmax", "scope": "projection"}},
+    "topk": {"experts": THREE, "router": {"type": "topk", "k": 1}},
+    "hard": {"experts": TWO, "router": {"type": "hard"}},
+    "hard_shared": {"experts": THREE, "router": {"type": "hard_shared"}},
+    "uniform": {"experts": THREE, "router": {"type": "uniform"}},
+    "rank_wise": {"experts": {"shared": 6}, "router": {"type": "topk", "k": 2}, "rank_wise": True},
+    "by_layer": {"experts": {"embedding": [2, 0, 1], "reranking": [1, 2, 2]}, "router": {"type": "softmax"}},
+    "some_targets": {"experts": TWO, "router": {"type": "softmax"}, "targets": ["v_proj", "gate_proj", "down_proj"]},
+}
+Bases = Callable[[str], Path]
+
+
+def outputs(model: UnifiedModel) -> list[Tensor]:
+    batch = tiny.batch(tiny.ids([9, 4, 1]))
+    with torch.inference_mode():
+        return [model.embed(batch), model.score(batch)]
+
+
+def experts_of(model: UnifiedModel) -> list[MoELoRALinear]:
+    return list(model.adapters().values())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_served_is_as_trained(arm: str, family: str, bases: Bases) -> None:
+    """Llama's projections have biases. Float32, so only the order of sums differs."""
+    model = tiny.build(bases(family), adapter={"rank": 6, "alpha": 8.0, **ARMS[arm]}, noise=0.2)
+    before, bare = outputs(model), outputs(tiny.build(bases(family)))
+    after = outputs(model.for_inference())
+    for task, found, expected, base in zip(Task, after, before, bare, strict=True):
+        assert tiny.relative(found, expected) < 1e-5, task
+        assert tiny.relative(found, base) > 1e-3, "or there would be nothing to compare"
+
+
+def test_nothing_is_stored_twice(base: Path) -> None:
+    model = tiny.build(base, adapter={"rank": 6, **ARMS["sequence"]}, noise=0.1, dtype="bfloat16").for_inference()
+    for adapter in experts_of(model):
+        for factors in (adapter.a, adapter.b):
+            assert len({factor.untyped_storage().data_ptr() for factor in factors.values()}) == 1
+            used = sum(factor.nbytes for factor in factors.values())
+            assert next(iter(factors.values())).untyped_storage().nbytes() == used
+            assert all(factor.dtype == torch.bfloat16 and not factor.requires_grad for factor in factors.values())
+
+
+def test_a_rank_that_is_not_active_stays_out(base: Path) -> None:
+    model = tiny.build(base, adapter={"rank": 6, **ARMS["sequence"]}, noise=0.2)
+    model.grow_expert("shared", 1)
+    before, full = outputs(model), outputs(tiny.build(base, adapter={"rank": 6, **ARMS["sequence"]}, noise=0.2))
+    assert tiny.relative(before[0], full[0]) > 1e-3
+    after = outputs(model.for_inference())
+    assert all(tiny.relative(found, expected) < 1e-5 for found, expected in zip(after, before, strict=True))
+    with pytest.raises(ValueError, match="stacked for inference; the number of their ranks can no longer change"):
+        experts_of(model)[0].set_active("shared", 3)
+
+
+def test_an_expert_can_be_removed_before_or_after(base: Path) -> None:
+    first = tiny.build(base, adapter={"rank": 6, **ARMS["sequence"]}, noise=0.2)
+    second = copy.deepcopy(first)
+    first.remove_expert("reranking")
+    second.for_inference().remove_expert("reranking")
+    for found, expected in zip(outputs(second), outputs(first.for_inference()), strict=True):
+        assert tiny.relative(found, expected) < 1e-5
+
+
+def test_updates_can_still_be_read(base: Path) -> None:
+    """Of one projection and expert, as `lora` promises."""
+    model = tiny.build(base, adapter={"rank": 6, "alpha": 8.0, **ARMS["hard"]}, noise=0.2)
+    module = experts_of(model)[0]
+    before = {(name, expert): module.lora(name, expert) for name in module.targets for expert in module.ranks}
+    kept = {key: (b @ a * scale).clone() for key, (a, b, scale) in before.items()}
+    model.for_inference()
+    for key, expected in kept.items():
+        a, b, scale = module.lora(*key)
+        assert torch.allclose(b @ a * scale, expected, atol=1e-6)
