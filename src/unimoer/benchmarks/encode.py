@@ -23,6 +23,7 @@ from unimoer.types import Task
 
 LONGEST = 128
 """Tokens of a document."""
+DOMAINS = ("attack", "cwe", "hpo", "code")
 
 
 def _build(base: str, layers: int, adapter: AdapterConfig, device: torch.device) -> UnifiedModel:
@@ -32,7 +33,7 @@ def _build(base: str, layers: int, adapter: AdapterConfig, device: torch.device)
         layers=layers,
         adapter=adapter,
         embedding=TaskHeadConfig(pooling="mean"),
-        prompts=PromptConfig(document="{document}", append_eos=False, max_document_tokens=LONGEST),
+        prompts=PromptConfig(query="{query}", document="{document}", append_eos=False, max_document_tokens=LONGEST),
     )
     model = UnifiedModel(config, device)
     torch.manual_seed(0)
@@ -45,33 +46,55 @@ def _build(base: str, layers: int, adapter: AdapterConfig, device: torch.device)
 def _documents(texts: int) -> list[str]:
     return [
         document.content
-        for domain in ("attack", "cwe", "hpo", "code")
-        for document in list(load_embedded(domain).corpus.values())[: texts // 4]
+        for domain in DOMAINS
+        for document in list(load_embedded(domain).corpus.values())[: texts // len(DOMAINS)]
     ]
 
 
-def _encoder(model: UnifiedModel, sample: Sequence[str]) -> Callable[[], np.ndarray]:
+def _queries(texts: int) -> list[str]:
+    """For requests that come one at a time, as from a search box."""
+    return [
+        query for domain in DOMAINS for query in list(load_embedded(domain).queries.values())[: texts // len(DOMAINS)]
+    ]
+
+
+def _encoder(model: UnifiedModel, sample: Sequence[str], *, one_by_one: bool = False) -> Callable[[], np.ndarray]:
+    if one_by_one:
+        return lambda: np.concatenate([encode(model, model.prompter.queries([text])) for text in sample])
     return lambda: encode(model, model.prompter.documents(sample))
+
+
+def _title(sample: Sequence[str], one_by_one: bool, setting: str) -> str:
+    what = "queries, one at a time" if one_by_one else f"documents of up to {LONGEST} tokens"
+    return f"encoding {len(sample)} {what}, {setting}"
 
 
 def _void(_: object) -> None: ...
 
 
 def bench_encode(
-    console: Console, device: torch.device, *, base: str, layers: int, rank: int, texts: int, pairs: int
+    console: Console,
+    device: torch.device,
+    *,
+    base: str,
+    layers: int,
+    rank: int,
+    texts: int,
+    pairs: int,
+    one_by_one: bool = False,
 ) -> Ratio:
-    """Texts per second, tokenisation included, over documents of all four embedded domains.
+    """Texts per second, tokenisation included, over documents (or single queries) of all four embedded domains.
 
     Raises:
         UserError: sentence-transformers is not installed.
     """
     try:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Normalize, Pooling, Transformer
+        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     except ImportError:
         raise UserError("bench encode: the peer is missing; pip install 'unimoer[bench]'") from None
     ours = _build(base, layers, AdapterConfig(rank=rank, alpha=2 * rank), device)
-    sample = _documents(texts)
+    sample = _queries(texts) if one_by_one else _documents(texts)
     plain, tokenizer = load_backbone(ours.config, device)
     merge(plain, updates(ours, Task.EMBEDDING))
     ours.for_inference()
@@ -86,39 +109,55 @@ def bench_encode(
         peer = SentenceTransformer(modules=[body, pooling, Normalize()], device=str(device))
 
     def with_peer(size: int) -> Callable[[], None]:
-        return lambda: _void(peer.encode(sample, batch_size=size, show_progress_bar=False))
+        # A search box has one query, and asks for its vector before it has the next.
+        calls = [[text] for text in sample] if one_by_one else [sample]
+        return lambda: _void([peer.encode(texts, batch_size=size, show_progress_bar=False) for texts in calls])
 
-    own = _encoder(ours, sample)
+    own = _encoder(ours, sample, one_by_one=one_by_one)
     agreement = float((own() * peer.encode(sample, batch_size=32)).sum(1).mean())
     if agreement < 0.99:
         raise RuntimeError(f"the two systems embed differently (mean cosine {agreement:.3f}): nothing to compare")
-    contenders: dict[str, Callable[[], None]] = {
-        "unimoer": lambda: _void(own()),
-        "sentence-transformers, batch 32": with_peer(32),
-        "sentence-transformers, batch 128": with_peer(128),
+    sizes = (1,) if one_by_one else (32, 128)
+    contenders = {f"sentence-transformers, batch {size}": with_peer(size) for size in sizes}
+    peer_name = next(iter(contenders))
+    seconds = alternate({"unimoer": lambda: _void(own()), **contenders}, pairs=pairs, warmup=1)
+    title = _title(sample, one_by_one, f"{layers} layers of {base}, {device}")
+    extra = {
+        "bench": "encode",
+        "one_by_one": one_by_one,
+        "texts": len(sample),
+        "layers": layers,
+        "rank": rank,
+        "mean_cosine": agreement,
     }
-    seconds = alternate(contenders, pairs=pairs, warmup=1)
-    peer_name = "sentence-transformers, batch 32"
-    title = f"encoding {len(sample)} documents of up to {LONGEST} tokens, {layers} layers of {base}, {device}"
-    extra = {"bench": "encode", "texts": len(sample), "layers": layers, "rank": rank, "mean_cosine": agreement}
     return report(console, title, "texts", len(sample), seconds, ours="unimoer", peer=peer_name, extra=extra)
 
 
 def bench_encode_arms(
-    console: Console, device: torch.device, *, base: str, layers: int, rank: int, texts: int, pairs: int
+    console: Console,
+    device: torch.device,
+    *,
+    base: str,
+    layers: int,
+    rank: int,
+    texts: int,
+    pairs: int,
+    one_by_one: bool = False,
 ) -> Ratio:
     """What routing costs: three experts with routers against the same experts with fixed weights, all as served.
 
-    One LoRA of the same rank, which merges into the base, stands beside them: routed experts cannot be merged.
+    Beside them stand a hard switch between two experts, and one LoRA of the same rank, which merges into the base:
+    experts cannot be merged.
     """
-    sample = _documents(texts)
+    sample = _queries(texts) if one_by_one else _documents(texts)
     experts = shares(rank)
 
-    def run(router: dict[str, object] | None) -> Callable[[], None]:
+    def run(router: dict[str, object] | None, experts: dict[str, int] = experts) -> Callable[[], None]:
         adapter: dict[str, object] = {"rank": rank, "alpha": 2 * rank}
         if router is not None:
             adapter |= {"experts": experts, "router": router}
-        encoder = _encoder(_build(base, layers, AdapterConfig.model_validate(adapter), device).for_inference(), sample)
+        model = _build(base, layers, AdapterConfig.model_validate(adapter), device).for_inference()
+        encoder = _encoder(model, sample, one_by_one=one_by_one)
         return lambda: _void(encoder())
 
     contenders = {
@@ -126,13 +165,13 @@ def bench_encode_arms(
         "routed, causal": run({"type": "sparsegen", "granularity": "causal"}),
         "routed, token": run({"type": "sparsegen", "granularity": "token"}),
         "fixed weights": run({"type": "uniform"}),
+        "hard switch": run({"type": "hard"}, {task.value: rank // 2 for task in Task}),
         "one LoRA, merged": run(None),
     }
     seconds = alternate(contenders, pairs=pairs, warmup=1)
-    title = (
-        f"encoding {len(sample)} documents of up to {LONGEST} tokens, {layers} layers of {base}, rank {rank}, {device}"
-    )
-    extra: dict[str, object] = {"bench": "encode --arms", "texts": len(sample), "layers": layers, "rank": rank}
+    title = _title(sample, one_by_one, f"{layers} layers of {base}, rank {rank}, {device}")
+    extra: dict[str, object] = {"bench": "encode --arms", "one_by_one": one_by_one, "texts": len(sample)}
+    extra |= {"layers": layers, "rank": rank}
     extra["ratios"] = {
         f"{name} to {peer}": Ratio(
             tuple(theirs / own for own, theirs in zip(seconds[name], seconds[peer], strict=True))

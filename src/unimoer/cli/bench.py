@@ -54,6 +54,7 @@ def encode(
     texts: Annotated[int, typer.Option(min=8, help="Documents to encode.")] = 400,
     pairs: Pairs = 7,
     arms: Annotated[bool, typer.Option("--arms", help="Routed experts against fixed weights instead.")] = False,
+    one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Single queries instead of documents.")] = False,
     device: Device = "auto",
 ) -> None:
     """Texts per second against sentence-transformers with the adapter merged, or what routing costs."""
@@ -61,7 +62,16 @@ def encode(
     from unimoer.model.backbone import resolve_device
 
     bench = bench_encode_arms if arms else bench_encode
-    bench(Console(), resolve_device(device), base=base, layers=layers, rank=rank, texts=texts, pairs=pairs)
+    bench(
+        Console(),
+        resolve_device(device),
+        base=base,
+        layers=layers,
+        rank=rank,
+        texts=texts,
+        pairs=pairs,
+        one_by_one=one_by_one,
+    )
 
 
 @app.command("memory")

@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import nn
 
 import tiny
-from unimoer.benchmarks import memory
+from unimoer.benchmarks import encode, memory
 from unimoer.benchmarks.arms import LoopOverExperts, bench_arms
+from unimoer.benchmarks.encode import bench_encode, bench_encode_arms
 from unimoer.benchmarks.pairs import Ratio, alternate, report
 from unimoer.benchmarks.train import bench_train
 from unimoer.config import AdapterConfig
@@ -84,6 +85,26 @@ def test_inference_keeps_outputs_and_gives_up_training(bases: Callable[[str], Pa
         assert not any(p.requires_grad for layer in model.adapters().values() for p in layer.parameters())
     with pytest.raises(ValueError, match="cannot be merged"):
         next(iter(model.adapters().values())).merge()
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("run", [bench_encode, bench_encode_arms])
+def test_encoding_benches_end_in_one_json_line(
+    run: Callable[..., Ratio],
+    one_by_one: bool,
+    base: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On texts of the tiny data sets; the peer must have given the same vectors, or there would be no ratio."""
+    texts = list(tiny.dataset("kitchen").queries.values())[:8]
+    monkeypatch.setattr(encode, "_queries" if one_by_one else "_documents", lambda count: texts[:count])
+    options = {"layers": 2, "rank": 4, "texts": 8, "pairs": 5, "one_by_one": one_by_one}
+    ratio = run(Console(width=300), tiny.CPU, base=str(base), **options)
+    out = capsys.readouterr().out
+    line = json.loads(out.splitlines()[-1])
+    assert (line["ratio"], line["pairs"], line["texts"]) == (round(ratio.median, 3), 5, 8)
+    assert line["one_by_one"] is one_by_one and ("one at a time" in out) is one_by_one
 
 
 @pytest.mark.parametrize("run", [bench_train, bench_arms])
