@@ -84,6 +84,7 @@ def _child(system: str, base: str, rows: int, length: int) -> dict[str, int]:
     else:
         models = [UnifiedModel(plain_config(base), device).for_inference() for _ in Task]
     gc.collect()
+    release_freed()
     # From here on the high-water mark is that of the work, not of reading the weights.
     Path("/proc/self/clear_refs").write_text("5")
     _work(models, batch)

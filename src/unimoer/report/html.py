@@ -110,7 +110,7 @@ def _markdown_arms(experiment: Experiment, tables: Mapping[str, Table], figures:
     if not paragraphs:
         return []
     lines = ["## Arms", "", "\n\n".join(paragraphs), "", *_images(figures, "arms"), tables["arms"].markdown()]
-    lines += [tables[f"arms_{task}"].markdown() for task in Task]
+    lines += [tables[f"arms_{task}"].markdown() for task in Task] + [tables["arm_costs"].markdown()]
     routing = routing_paragraphs(experiment)
     if routing:
         lines += ["## Routing", "", "\n\n".join(routing), "", *_images(figures, "routing")]

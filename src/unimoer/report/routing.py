@@ -89,7 +89,8 @@ def _learned_bits(learned: Mapping[str, Mapping[str, Any]]) -> str:
     best = max(clear, key=lambda arm: gained[arm])
     layers = [(entry["mutual_information"]["mean"], entry["router"]) for entry in learned[best]["routers"]]
     top, where = max((value, name) for value, name in layers if value is not None)
-    text = f"{best} learned to part the tasks most: {bits[best]} on average over layers, {_bits(top)} in layer {where}."
+    most = f"in layer {where} with {_bits(top)}"
+    text = f"{best} learned to part the tasks most, {most}, on average over layers: {bits[best]}."
     others = "; ".join(f"{arm} {bits[arm]}" for arm in order if arm != best)
     return f"{text} The other learned routers: {others}." if others else text
 

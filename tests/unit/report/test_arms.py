@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import pytest
+from markupsafe import escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -198,7 +199,7 @@ def test_what_a_router_was_given_is_not_called_learned(arms: Experiment) -> None
 
 def test_routing_in_words(arms: Experiment) -> None:
     text = " ".join(routing_paragraphs(arms))
-    assert "joint_moe learned to part the tasks most: 0.30 bits" in text
+    assert "joint_moe learned to part the tasks most, in layer " in text and "over layers: 0.30 bits." in text
     assert "of which noise alone would give" in text, "sixteen ranks and few batches look informed by chance"
     assert "hard_switch (fixed by the task)" in text and "random_frozen 0.00 bits" in text
     assert "Roles differ" not in text
@@ -291,3 +292,14 @@ def test_arms_of_a_plan_without_settings(experiments: Get) -> None:
         entry["settings"] = None
     page, markdown = rendered(experiment.decision, experiment.results)
     assert 'id="arms"' in page and "| pcgrad | – |" in markdown and 'id="routing"' not in page
+
+
+@pytest.mark.parametrize("variant", ["pass", "arms"])
+def test_every_table_has_its_place(variant: str, experiments: Get) -> None:
+    """In the page all of them, in the Markdown report those that it does not leave to `tables/`."""
+    experiment = Experiment.read(experiments(variant))
+    page, markdown = rendered(experiment.decision, experiment.results)
+    for table in build_tables(experiment):
+        assert f"<caption>{escape(table.caption)}</caption>" in page, table.name
+        if not table.name.startswith(("metrics", "conflicts", "arms_datasets")):
+            assert f"**{table.caption}**" in markdown, table.name
