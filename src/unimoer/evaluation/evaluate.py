@@ -55,12 +55,8 @@ def write_evaluation(
     seed: int,
     candidates: Run,
     depth: int,
-    seconds: float | None = None,
 ) -> dict[str, float]:
-    """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means.
-
-    `seconds`: what the ranking took.
-    """
+    """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means."""
     per_query = evaluate_run(qrels, run)
     means = mean(per_query)
     content: dict[str, Any] = {
@@ -73,8 +69,6 @@ def write_evaluation(
         "data_fingerprint": dataset.fingerprint,
         "metrics": means,
     }
-    if seconds is not None:
-        content["seconds"] = seconds
     if task is Task.RERANKING:
         content |= {"depth": depth, "ceiling": ceiling(qrels, cut(candidates, depth))}
     with new_folder(folder) as temporary:

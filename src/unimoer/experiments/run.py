@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -214,9 +214,11 @@ def training_summary(
     }
 
 
-def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel | None, folder: Path) -> float:
-    """Evaluate on every domain and task that has no result yet; returns the seconds that all of them took."""
-    config, spent = context.config, 0.0
+def evaluate_domains(
+    context: RunContext, run: PlannedRun, model: UnifiedModel | None, folder: Path, spent: Callable[[float], None]
+) -> None:
+    """Evaluate on every domain and task that has no result yet; `spent` is told the seconds of each."""
+    config = context.config
     for name, domain in context.domains.items():
         if not domain.config.evaluate:
             continue
@@ -226,7 +228,6 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
             kind = f"evaluate {task}" if model is not None else "bm25"
             if (target / "metrics.json").exists():
                 context.progress.clock.skip(kind, 1)
-                spent += read_json(target / "metrics.json").get("seconds", 0.0)
                 continue
             title = f"{run.arm} seed {run.seed}: {task} on {name}"
             context.progress.update(title, f"{len(queries)} queries")
@@ -242,7 +243,6 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
                 batch_tokens=config.evaluation.batch_tokens,
                 report=partial(_report_texts, context.progress, title),
             )
-            elapsed = time.perf_counter() - started
             write_evaluation(
                 target,
                 ranking,
@@ -253,11 +253,10 @@ def evaluate_domains(context: RunContext, run: PlannedRun, model: UnifiedModel |
                 seed=run.seed,
                 candidates=domain.candidates,
                 depth=config.evaluation.rerank_depth,
-                seconds=elapsed,
             )
+            elapsed = time.perf_counter() - started
             context.progress.clock.spent(kind, 1, elapsed)
-            spent += elapsed
-    return spent
+            spent(elapsed)
 
 
 def measure_serving(context: RunContext, run: PlannedRun, model: UnifiedModel) -> dict[str, float]:
@@ -315,7 +314,10 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
             "data": {name: domain.dataset.fingerprint for name, domain in context.domains.items()},
         },
     )
+    # Evaluations that an earlier call of the program has done took their time too.
+    earlier = read_json(folder / "status.json") if (folder / "status.json").exists() else {}
     status: dict[str, Any] = {"state": "running", "arm": run.arm, "seed": run.seed}
+    status["eval_seconds"] = earlier.get("eval_seconds", 0.0)
     write_json(folder / "status.json", status)
     model = None
     if run.arm != BM25:
@@ -334,7 +336,12 @@ def execute(context: RunContext, run: PlannedRun, folder: Path) -> None:
     if run.mode is not None and model is not None:
         train_run(replace(context, config=settings), run, run.mode, model, folder)
         status |= read_json(folder / "training.json")
-    status["eval_seconds"] = evaluate_domains(context, run, model, folder)
+
+    def spent(seconds: float) -> None:
+        status["eval_seconds"] += seconds
+        write_json(folder / "status.json", status)
+
+    evaluate_domains(context, run, model, folder, spent)
     # Training may have been another process: its peak counts too.
     peak = max(peak_memory_mb(context.device), status.get("peak_memory_mb", 0.0))
     if run.mode is not None and model is not None:
