@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from unimoer.report import wording
 from unimoer.report.files import JOINT, Experiment
 from unimoer.report.plots import BAND, INK, JOINT_COLOUR, MUTED, PAPER, SPECIALIST_COLOUR, WIDTH, legend, thin
-from unimoer.report.routing import routing_words
+from unimoer.report.routing import is_learned
 from unimoer.types import Task
 
 MOST_BARS = 6
@@ -145,7 +145,7 @@ def _limits(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _is_learned(experiment: Experiment, arm: str) -> bool:
-    return experiment.router(arm) is not None and routing_words(experiment.settings(arm)) == "learned"
+    return is_learned(experiment.router(arm))
 
 
 def _has_bars(found: Mapping[str, Any]) -> bool:

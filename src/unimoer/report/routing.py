@@ -18,6 +18,11 @@ _FIXED = {
 }
 
 
+def is_learned(router: str | None) -> bool:
+    """Whether gradients train a router of this type."""
+    return router is not None and router not in _FIXED and router != "random_frozen"
+
+
 def routing_words(settings: Mapping[str, Any] | None) -> str:
     """Who decides which expert is used."""
     router = (settings or {}).get("router")

@@ -194,6 +194,8 @@ def test_what_a_router_was_given_is_not_called_learned(arms: Experiment) -> None
     arms.results["arm_details"]["joint_moe"]["settings"]["task_prior"] = 1.0
     rows = {row[0].text: [cell.text for cell in row] for row in tables_of(arms)["routing"].rows}
     assert rows["joint_moe"][1] == "learned, own expert ahead at the start"
+    assert arm_plots._is_learned(arms, "joint_moe") and not arm_plots._is_learned(arms, "hard_switch")
+    assert not arm_plots._is_learned(arms, "random_frozen") and not arm_plots._is_learned(arms, "pcgrad")
     assert rows["joint_moe"][3] == "0.30" and rows["joint_moe"][5] == f"{found['at_start']:.2f}"
 
 
