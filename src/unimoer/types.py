@@ -24,31 +24,15 @@ class Task(StrEnum):
     RERANKING = "reranking"
 
 
-class TrainingMode(StrEnum):
-    """What one run trains, and in what order."""
+class Schedule(StrEnum):
+    """In what order a run that trains both tasks takes its steps."""
 
-    EMB_ONLY = "emb_only"
-    """A specialist for embedding."""
-    RANK_ONLY = "rank_only"
-    """A specialist for reranking."""
-    JOINT_SINGLE = "joint_single"
-    """One LoRA for both tasks, whose steps alternate."""
-    JOINT_MOE = "joint_moe"
-    """Routed experts for both tasks, whose steps alternate."""
-    JOINT_MIXED = "joint_mixed"
+    ALTERNATING = "alternating"
+    """A step of one task, then a step of the other."""
+    MIXED = "mixed"
     """Both tasks in every step: L = L_embedding + lambda L_reranking."""
-    JOINT_STAGED = "joint_staged"
-    """First embedding, then reranking, each at its own learning rate."""
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        match self:
-            case TrainingMode.EMB_ONLY:
-                return (Task.EMBEDDING,)
-            case TrainingMode.RANK_ONLY:
-                return (Task.RERANKING,)
-            case _:
-                return (Task.EMBEDDING, Task.RERANKING)
+    STAGED = "staged"
+    """First all of embedding, then all of reranking, each at its own learning rate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """The configuration is the documentation of what can be varied; see the commented files in `configs/`."""
 
 from unimoer.config.adapter import ALL_PROJECTIONS, SHARED, AdapterConfig
-from unimoer.config.arms import BUILTIN, ArmConfig
+from unimoer.config.arms import BUILTIN, START, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
-from unimoer.config.experiment import CriterionConfig, ExperimentConfig
+from unimoer.config.evaluation import CollectionConfig, EvaluationConfig, SuiteConfig
 from unimoer.config.load import load_config, parse_config, parse_model
 from unimoer.config.model import READS_LISTS, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
 from unimoer.config.router import RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
+from unimoer.config.spec import Resources, RunSpec, SuiteSpec, TrainSpec
+from unimoer.config.study import BM25, JOINT, RANDOM, REFERENCES, SPECIALIST, UNTRAINED, CriterionConfig, StudyConfig
 from unimoer.config.training import (
     BCEConfig,
     EmbeddingTaskConfig,
-    EvaluationConfig,
     GroupSoftmaxConfig,
     InfoNCEConfig,
     ListwiseConfig,
@@ -24,18 +25,25 @@ from unimoer.config.training import (
 
 __all__ = [
     "ALL_PROJECTIONS",
+    "BM25",
     "BUILTIN",
+    "JOINT",
+    "RANDOM",
     "READS_LISTS",
+    "REFERENCES",
     "SHARED",
+    "SPECIALIST",
+    "START",
+    "UNTRAINED",
     "AdapterConfig",
     "ArmConfig",
     "BCEConfig",
+    "CollectionConfig",
     "CriterionConfig",
     "DataConfig",
     "DomainConfig",
     "EmbeddingTaskConfig",
     "EvaluationConfig",
-    "ExperimentConfig",
     "GroupSoftmaxConfig",
     "InfoNCEConfig",
     "ListwiseConfig",
@@ -47,12 +55,18 @@ __all__ = [
     "RankNetConfig",
     "RankingLossConfig",
     "RerankingTaskConfig",
+    "Resources",
     "RouterConfig",
+    "RunSpec",
     "ScoreHeadConfig",
     "SimilarityConfig",
     "SparsegenConfig",
+    "StudyConfig",
+    "SuiteConfig",
+    "SuiteSpec",
     "TaskHeadConfig",
     "TopKConfig",
+    "TrainSpec",
     "TrainingConfig",
     "load_config",
     "parse_config",

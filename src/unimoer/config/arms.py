@@ -1,4 +1,4 @@
-"""The arms of an experiment: what each trains, in what order, and with which experts and router."""
+"""The arms of a study: which tasks each trains, in what order, and with which experts and router."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from unimoer.config.router import (
     HardConfig,
     HardSharedConfig,
     HierarchicalConfig,
+    LearnedRouterConfig,
     RandomFrozenConfig,
     RouterConfig,
     SimilarityConfig,
@@ -21,34 +22,43 @@ from unimoer.config.router import (
     TsallisConfig,
     UniformConfig,
 )
-from unimoer.types import TrainingMode
+from unimoer.types import Schedule, Task
 
 TASK_EXPERTS = {"embedding": 1.0, "reranking": 1.0}
 THREE_EXPERTS = {"embedding": 1.0, "reranking": 1.0, "shared": 2.0}
 
 
-class ArmConfig(Strict):
-    """One arm. Whatever it does not say is as in the rest of the configuration."""
+BOTH = (Task.EMBEDDING, Task.RERANKING)
+START = "_start"
+"""Ends the name of an arm that is another arm's null: the same, but its routers stay as they began."""
 
-    mode: TrainingMode
+
+class ArmConfig(Strict):
+    """One arm: which tasks, in what order, through which adapter. The rest is as in the whole configuration."""
+
+    tasks: tuple[Task, ...] = Field(BOTH, min_length=1)
+    schedule: Schedule = Schedule.ALTERNATING
     experts: dict[str, float] | None = None
     """Share of each expert in the rank of the adapter. The ranks themselves are solved for, layer by layer, so that
     the arm has as many trainable parameters as one LoRA of rank `model.adapter.rank`, router included."""
     ranks: dict[str, Rank | tuple[Rank, ...]] | None = None
     """Instead of shares: the rank of each expert, the same in all layers or listed for each, 0 to leave it out of a
-    layer. The arm must have the size of the others all the same."""
+    layer. The arm must have the size of the others all the same, unless `any_size` is set."""
+    any_size: bool = False
+    """The arm may be larger or smaller than one LoRA: a study of sizes says so in its plan."""
     router: RouterConfig | None = None
     rank_wise: bool = False
     set: dict[str, Any] = Field(default_factory=dict)
     """Other settings of this arm, by dotted key, such as `training.gradients.type: pcgrad`."""
 
     @model_validator(mode="after")
-    def _fits_its_mode(self) -> ArmConfig:
-        if self.mode is TrainingMode.JOINT_MOE and self.router is None:
-            raise ValueError("router: mode 'joint_moe' needs one")
-        alone = len(self.mode.tasks) == 1
-        if (alone or self.mode is TrainingMode.JOINT_SINGLE) and self.router is not None:
-            raise ValueError(f"router: mode '{self.mode}' trains one LoRA; use joint_moe, joint_mixed or joint_staged")
+    def _is_consistent(self) -> ArmConfig:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("tasks: each may be named once")
+        if len(self.tasks) == 1 and self.router is not None:
+            raise ValueError(f"router: an arm for {self.tasks[0]} alone trains one LoRA; routed arms train both tasks")
+        if len(self.tasks) == 1 and self.schedule is not Schedule.ALTERNATING:
+            raise ValueError(f"schedule: '{self.schedule}' orders two tasks, and this arm has one")
         if self.experts is not None and self.ranks is not None:
             raise ValueError("experts and ranks: give the shares of the experts or their ranks, not both")
         if (self.router is None) != (self.experts is None and self.ranks is None):
@@ -62,17 +72,33 @@ class ArmConfig(Strict):
                 "set: 'model.reranking.head' is no difference between arms, whose specialists would have another; "
                 "change it for the whole configuration"
             )
+        exposure = [key for key in self.set if key.rpartition(".")[2] in _EXPOSURE or key in _SIZE]
+        if exposure:
+            raise ValueError(
+                f"set: '{exposure[0]}' would give this arm other examples or another size than the others have; "
+                "change it for the whole configuration"
+            )
         return self
+
+    def start(self) -> ArmConfig | None:
+        """The arm's own null, whose routers are never trained; None where nothing is learned about routing."""
+        if not isinstance(self.router, LearnedRouterConfig) or self.router.frozen:
+            return None
+        return self.model_copy(update={"router": self.router.model_copy(update={"frozen": True})})
+
+
+_EXPOSURE = ("steps", "batch_size", "negatives", "random_until", "accumulation")
+_SIZE = ("model.adapter", "model.adapter.rank", "model.adapter.targets", "model.layers", "model.base")
 
 
 def _routed(router: RouterConfig, experts: dict[str, float] = THREE_EXPERTS, **more: Any) -> ArmConfig:
-    return ArmConfig(mode=TrainingMode.JOINT_MOE, experts=experts, router=router, **more)
+    return ArmConfig(experts=experts, router=router, **more)
 
 
 BUILTIN: dict[str, ArmConfig] = {
-    "emb_only": ArmConfig(mode=TrainingMode.EMB_ONLY),
-    "rank_only": ArmConfig(mode=TrainingMode.RANK_ONLY),
-    "joint_single": ArmConfig(mode=TrainingMode.JOINT_SINGLE),
+    "emb_only": ArmConfig(tasks=(Task.EMBEDDING,)),
+    "rank_only": ArmConfig(tasks=(Task.RERANKING,)),
+    "joint_single": ArmConfig(),
     "joint_moe": _routed(SparsegenConfig()),
     "moe_causal": _routed(SparsegenConfig(granularity="causal")),
     "moe_token": _routed(SparsegenConfig(granularity="token")),
@@ -87,12 +113,12 @@ BUILTIN: dict[str, ArmConfig] = {
     "rank_wise": _routed(TopKConfig(k=4, bias_rate=1e-3, aux_loss_weight=0.0), {"shared": 1.0}, rank_wise=True),
     "uniform": _routed(UniformConfig()),
     "random_frozen": _routed(RandomFrozenConfig()),
-    "joint_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED),
-    "moe_mixed": ArmConfig(mode=TrainingMode.JOINT_MIXED, experts=THREE_EXPERTS, router=SparsegenConfig()),
-    "joint_staged": ArmConfig(mode=TrainingMode.JOINT_STAGED),
-    "pcgrad": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "pcgrad"}),
-    "cagrad": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "cagrad"}),
-    "gradnorm": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "gradnorm"}),
-    "famo": ArmConfig(mode=TrainingMode.JOINT_MIXED, set={"training.gradients.type": "famo"}),
+    "joint_mixed": ArmConfig(schedule=Schedule.MIXED),
+    "moe_mixed": ArmConfig(schedule=Schedule.MIXED, experts=THREE_EXPERTS, router=SparsegenConfig()),
+    "joint_staged": ArmConfig(schedule=Schedule.STAGED),
+    "pcgrad": ArmConfig(schedule=Schedule.MIXED, set={"training.gradients.type": "pcgrad"}),
+    "cagrad": ArmConfig(schedule=Schedule.MIXED, set={"training.gradients.type": "cagrad"}),
+    "gradnorm": ArmConfig(schedule=Schedule.MIXED, set={"training.gradients.type": "gradnorm"}),
+    "famo": ArmConfig(schedule=Schedule.MIXED, set={"training.gradients.type": "famo"}),
 }
 """Arms by name; a configuration adds its own under `custom_arms`."""

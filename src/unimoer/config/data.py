@@ -56,21 +56,17 @@ class NegativesConfig(Strict):
 
 
 class DomainConfig(Strict):
-    """One data set: where it comes from and how much of it is used."""
+    """One training set: where it comes from and how much of it is used."""
 
     source: str
     """`embedded:NAME`, a folder in BEIR layout, `hf:ID-OR-FOLDER`, or `ir:ID`."""
-    train: bool = True
-    evaluate: bool = True
+    split: str = "train"
     weight: float = Field(1.0, gt=0)
     """Share of training batches, relative to the other domains."""
-    train_queries: int | None = Field(None, ge=1)
-    """Sample this many training queries; all when empty."""
-    test_queries: int | None = Field(None, ge=1)
+    queries: int | None = Field(None, ge=1)
+    """Sample this many; all when empty."""
     documents: int | None = Field(None, ge=1)
-    """Keep every judged document and sample others up to this many; all when empty."""
-    train_split: str = "train"
-    test_split: str = "test"
+    """Keep every document judged in the split and sample others up to this many; all when empty."""
     mine_negatives: bool = True
     """Mine hard negatives with BM25, after those that the data set itself brings."""
     split_identifiers: bool = False
@@ -86,5 +82,5 @@ DomainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 class DataConfig(Strict):
     domains: dict[DomainName, DomainConfig] = Field(min_length=1)
     sample_seed: int = 0
-    """Seed of the samples above: the same for every run, so that arms and seeds share their test queries."""
+    """Seed of the samples above: the same for every run, so that arms and seeds share their training data."""
     negatives: NegativesConfig = NegativesConfig()

@@ -1,4 +1,4 @@
-"""YAML and dotted overrides in, a checked `ExperimentConfig` out; every mistake is one line that names its field."""
+"""YAML and dotted overrides in, a checked `StudyConfig` out; every mistake is one line that names its field."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from unimoer.config.experiment import ExperimentConfig
 from unimoer.config.model import ModelConfig
+from unimoer.config.study import StudyConfig
 from unimoer.errors import UserError, did_you_mean
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a YAML file and apply overrides such as `training.optimizer.lr=1e-3` or `seeds=[1,2]`.
 
     Raises:
@@ -42,14 +42,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     return parse_config(content, str(path))
 
 
-def parse_config(content: Any, where: str) -> ExperimentConfig:
+def parse_config(content: Any, where: str) -> StudyConfig:
     """Validate plain data; `where` names its origin in messages."""
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected keys and values at the top level")
     try:
-        return ExperimentConfig.model_validate(content)
+        return StudyConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error, ExperimentConfig)}") from error
+        raise UserError(f"{where}: {_explain(error, StudyConfig)}") from error
 
 
 def parse_model(content: Any, where: str) -> ModelConfig:

@@ -21,6 +21,8 @@ class LearnedRouterConfig(_RouterConfig):
     """What a decision reads. `sequence`: the mean over the text's tokens, one decision a text. `causal`: the mean over
     the tokens seen so far; at the last token that is the whole text, and no token depends on a later one. `token`: the
     token alone. `sequence` gives up causality: the prefix of a text cannot be computed once and shared."""
+    frozen: bool = False
+    """Leave the router as it began, with the same parameters counted: the null of the same router, learned."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits."""
     task_aware: bool = False

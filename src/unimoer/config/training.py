@@ -113,7 +113,7 @@ class ProbeConfig(Strict):
 
 
 class StagedTrainingConfig(Strict):
-    """Of mode `joint_staged`: embedding first, reranking second, each stage with a warm-up of its own."""
+    """Of schedule `staged`: embedding first, reranking second, each stage with a warm-up of its own."""
 
     stage1_epochs: float = Field(1.0, gt=0)
     """In units of the embedding task's own steps: at 1 its exposure is that of its specialist."""
@@ -127,10 +127,10 @@ class TrainingConfig(Strict):
     embedding: EmbeddingTaskConfig
     reranking: RerankingTaskConfig
     ranking_weight: float = Field(1.0, gt=0)
-    """Lambda of mode `joint_mixed`: L = L_embedding + lambda L_reranking."""
+    """Lambda of schedule `mixed`: L = L_embedding + lambda L_reranking."""
     staged: StagedTrainingConfig = StagedTrainingConfig()
     gradients: GradientConfig = SumConfig()
-    """How the gradients of the two tasks become one, in steps that have both (`joint_mixed`)."""
+    """How the gradients of the two tasks become one, in steps that have both (schedule `mixed`)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     probe: ProbeConfig = ProbeConfig()
     routing_every: int = Field(10, ge=1)
@@ -139,14 +139,3 @@ class TrainingConfig(Strict):
     """Steps between two resumable checkpoints; only the last one is kept."""
     pad_to_multiple: int = Field(16, ge=1)
     """Pad lengths up to a multiple of this: on a CPU every new shape costs the compilation of its kernels."""
-
-
-class EvaluationConfig(Strict):
-    rerank_depth: int = Field(100, ge=1)
-    """Candidates a query, from BM25; the same list for every arm."""
-    batch_tokens: int = Field(8192, ge=64)
-    """Tokens a forward pass, padding included; texts are sorted by length first."""
-    bootstrap: int = Field(10_000, ge=100)
-    """Replicates of every interval and randomisation test."""
-    latency_requests: int = Field(20, ge=0)
-    """Requests of each task that a trained model is timed on, one at a time; 0: none."""

@@ -1,26 +1,31 @@
-"""One experiment: which arms and seeds, on which model and data. The YAML files in `configs/` hold exactly this."""
+"""One study: which arms and seeds, on which model and data. The YAML files in `configs/` hold exactly this."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from typing import Literal
+from typing import Any, Literal
 
+from omegaconf import OmegaConf
 from pydantic import Field, field_validator, model_validator
 
-from unimoer.config.arms import BUILTIN, ArmConfig
-from unimoer.config.base import Strict, changed
+from unimoer.config.arms import BUILTIN, START, ArmConfig
+from unimoer.config.base import Strict
 from unimoer.config.data import DataConfig
+from unimoer.config.evaluation import EvaluationConfig
 from unimoer.config.model import READS_LISTS, ModelConfig
-from unimoer.config.training import BCEConfig, EvaluationConfig, GroupSoftmaxConfig, ListwiseConfig, TrainingConfig
+from unimoer.config.spec import Resources
+from unimoer.config.training import BCEConfig, GroupSoftmaxConfig, ListwiseConfig, TrainingConfig
 from unimoer.errors import did_you_mean
-from unimoer.types import Task, TrainingMode
+from unimoer.types import Schedule, Task
 
-HASH_VERSION = 3
+BM25 = "bm25"
+RANDOM = "random"
+UNTRAINED = "untrained"
+REFERENCES = (BM25, RANDOM, UNTRAINED)
+"""Runs that train nothing: what every table compares with."""
 
-RESERVED = ("untrained", "bm25")
-"""Names of reference runs."""
+SPECIALIST = {Task.EMBEDDING: "emb_only", Task.RERANKING: "rank_only"}
+JOINT = "joint_single"
 
 
 class CriterionConfig(Strict):
@@ -30,15 +35,24 @@ class CriterionConfig(Strict):
     pass_at: float = 2.0
     fail_below: float = 1.0
 
+    @model_validator(mode="after")
+    def _ordered(self) -> CriterionConfig:
+        if self.fail_below > self.pass_at:
+            raise ValueError(f"fail_below: {self.fail_below:g} is above pass_at, {self.pass_at:g}")
+        return self
 
-class ExperimentConfig(Strict):
+
+class StudyConfig(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Lower case; names the output folder."""
     seeds: tuple[int, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(("emb_only", "rank_only", "joint_single"), min_length=1)
-    """By name: those of `config.arms`, and the ones defined here."""
+    """By name: those of `config.arms`, the ones defined here, and `NAME_start` for the null of a learned router."""
     custom_arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """Arms of your own; see `config.arms` for what one is made of."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Points of a study that repeats its arms under other settings, by name: dotted keys and values, such as
+    `d8: {model.layers: 8}`. Empty: one point, the configuration as it is."""
     budget: Literal["per_task", "total"] = "per_task"
     """`per_task`: a joint arm gives each task all the steps its specialist had, on the same batches in the same
     order. `total`: a joint arm has as many steps as a specialist, half of them for each task."""
@@ -49,6 +63,8 @@ class ExperimentConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Besides `metrics.jsonl`, which is always written."""
+    resources: Resources = Resources()
+    """Of one run, for executors that place runs."""
 
     @field_validator("seeds", "arms")
     @classmethod
@@ -61,14 +77,29 @@ class ExperimentConfig(Strict):
     @classmethod
     def _new_names(cls, arms: dict[str, ArmConfig]) -> dict[str, ArmConfig]:
         for name in arms:
-            if name in BUILTIN or name in RESERVED:
+            if name in BUILTIN or name in REFERENCES or name.endswith(START):
                 raise ValueError(f"'{name}' is taken; choose another name")
             if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
                 raise ValueError(f"'{name}': lower-case letters, digits and underscores only; it names folders")
         return arms
 
+    @field_validator("variants")
+    @classmethod
+    def _named_variants(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, changes in variants.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"'{name}': letters, digits, points and dashes only")
+            bad = [
+                key
+                for key in changes
+                if key.partition(".")[0] not in ("model", "training", "data", "custom_arms", "arms")
+            ]
+            if bad:
+                raise ValueError(f"{name}: '{bad[0]}' is the same for all points of a study")
+        return variants
+
     @model_validator(mode="after")
-    def _arms_are_known(self) -> ExperimentConfig:
+    def _arms_are_known(self) -> StudyConfig:
         for name in self.arms:
             self.arm(name)
         if self.model.adapter.experts is not None or self.model.adapter.router is not None:
@@ -76,7 +107,7 @@ class ExperimentConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _loss_fits_the_head(self) -> ExperimentConfig:
+    def _loss_fits_the_head(self) -> StudyConfig:
         head, task = self.model.reranking, self.training.reranking
         if isinstance(task.loss, ListwiseConfig) and head.head != "listwise":
             raise ValueError(
@@ -97,13 +128,10 @@ class ExperimentConfig(Strict):
             )
         return self
 
-    @model_validator(mode="after")
-    def _domains_are_used(self) -> ExperimentConfig:
-        if not any(domain.train for domain in self.data.domains.values()):
-            raise ValueError("data.domains: at least one domain needs train: true")
-        if not any(domain.evaluate for domain in self.data.domains.values()):
-            raise ValueError("data.domains: at least one domain needs evaluate: true")
-        return self
+    @property
+    def suite(self) -> str:
+        """The suite that decides."""
+        return next(iter(self.evaluation.suites))
 
     def arm(self, name: str) -> ArmConfig:
         """The definition of an arm.
@@ -112,46 +140,38 @@ class ExperimentConfig(Strict):
             ValueError: there is none of this name.
         """
         known = {**BUILTIN, **self.custom_arms}
-        if name not in known:
-            raise ValueError(f"arms: unknown arm '{name}'{did_you_mean(name, known)}")
-        return known[name]
+        if name in known:
+            return known[name]
+        if name.endswith(START) and (learned := known.get(name.removesuffix(START))) is not None:
+            null = learned.start()
+            if null is None:
+                raise ValueError(f"arms: '{name}': the routing of '{name.removesuffix(START)}' is not learned")
+            return null
+        raise ValueError(f"arms: unknown arm '{name}'{did_you_mean(name, known)}")
 
-    def steps(self, mode: TrainingMode, task: Task) -> int:
-        """Optimizer steps in which a task takes part, in runs of one mode."""
-        if task not in mode.tasks:
+    def steps(self, arm: ArmConfig, task: Task) -> int:
+        """Optimizer steps in which a task takes part, in runs of one arm."""
+        if task not in arm.tasks:
             return 0
         steps = self.training.embedding.steps if task is Task.EMBEDDING else self.training.reranking.steps
         if self.budget == "total":
-            steps //= len(mode.tasks)
-        if mode is TrainingMode.JOINT_STAGED:
+            steps //= len(arm.tasks)
+        if arm.schedule is Schedule.STAGED:
             staged = self.training.staged
             steps = round(steps * (staged.stage1_epochs if task is Task.EMBEDDING else staged.stage2_epochs))
         return steps
 
-    def run_hash(self, arm: str, seed: int) -> str:
-        """Eight hex digits over everything that can change the numbers of one run.
 
-        Settings at their defaults are left out: a setting that is added later leaves finished runs what they are. So a
-        default that changes is a change of `HASH_VERSION`.
-        """
-        content = {name: changed(getattr(self, name)) for name in ("model", "data", "training", "evaluation")}
-        # How often a run is saved, its routing logged, or a request timed, and how intervals are drawn, does not count.
-        for section, name in (
-            ("training", "checkpoint_every"),
-            ("training", "routing_every"),
-            ("evaluation", "bootstrap"),
-            ("evaluation", "latency_requests"),
-        ):
-            content[section].pop(name, None)
-        known = {**BUILTIN, **self.custom_arms}
-        if arm not in known or known[arm].mode is not TrainingMode.JOINT_STAGED:
-            content["training"].pop("staged", None)
-        identity = {
-            "version": HASH_VERSION,
-            "arm": arm,
-            "definition": changed(known[arm]) if arm in known else None,
-            "seed": seed,
-            "budget": self.budget,
-        }
-        text = json.dumps({**content, **identity}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+def override(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Plain data of a configuration with dotted keys replaced.
+
+    A key that ends in `.type` changes the member of a union; a union's member is replaced, not merged: the fields of
+    the old one would be unknown to the new one.
+    """
+    found: Any = OmegaConf.create(content)
+    for key, value in changes.items():
+        if key.endswith(".type"):
+            key, value = key.removesuffix(".type"), {"type": value}
+        OmegaConf.update(found, key, value, merge=not (isinstance(value, dict) and "type" in value))
+    plain: Any = OmegaConf.to_container(found)
+    return dict(plain)
