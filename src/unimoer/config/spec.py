@@ -81,8 +81,6 @@ class SuiteSpec(Strict):
     fingerprints: dict[str, str]
     """Content of every collection, by name."""
     tasks: tuple[Task, ...]
-    checkpoints: tuple[int, ...] = ()
-    """Steps of a task after which the run is evaluated too, beside its end."""
 
     def key(self, training_key: str, model: ModelConfig | None) -> str:
         """Eight hex digits; `model` is what is evaluated, None for a reference that needs none."""
@@ -116,6 +114,8 @@ class RunSpec(Strict):
     model: ModelConfig | None = None
     """What a reference that needs a model evaluates: the untrained base."""
     suites: tuple[SuiteSpec, ...]
+    checkpoints: tuple[int, ...] = ()
+    """Steps of a task after which weights are kept and evaluated, beside the run's end."""
     device: str = "cpu"
     batch_tokens: int = 8192
     latency_requests: int = 0

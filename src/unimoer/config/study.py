@@ -24,6 +24,8 @@ UNTRAINED = "untrained"
 REFERENCES = (BM25, RANDOM, UNTRAINED)
 """Runs that train nothing: what every table compares with."""
 
+_VARIED = ("model", "training", "data", "custom_arms", "arms")
+
 SPECIALIST = {Task.EMBEDDING: "emb_only", Task.RERANKING: "rank_only"}
 JOINT = "joint_single"
 
