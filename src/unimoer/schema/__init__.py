@@ -1,0 +1,27 @@
+"""One model for every file that is written: the only thing that passes between training, studies and reports."""
+
+from unimoer.schema.base import Cell, Interval, Record, read_lines, read_record, write_record
+from unimoer.schema.decision import Decision, TaskDecision
+from unimoer.schema.plan import Declaration, Plan
+from unimoer.schema.results import Results
+from unimoer.schema.run import ConflictLine, Environment, EvaluationSummary, RoutingLine, RunStatus, TrainingLine
+
+__all__ = [
+    "Cell",
+    "ConflictLine",
+    "Decision",
+    "Declaration",
+    "Environment",
+    "EvaluationSummary",
+    "Interval",
+    "Plan",
+    "Record",
+    "Results",
+    "RoutingLine",
+    "RunStatus",
+    "TaskDecision",
+    "TrainingLine",
+    "read_lines",
+    "read_record",
+    "write_record",
+]
