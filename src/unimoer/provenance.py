@@ -8,9 +8,10 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from unimoer.schema.run import Environment, Hardware
 
 PACKAGES = ("unimoer", "torch", "transformers", "tokenizers", "numpy", "bm25s", "pytrec-eval-terrier", "peft")
 
@@ -43,20 +44,20 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> Environment:
     """What a reader needs to judge or repeat a measurement made here."""
     # An installed wheel may lie inside somebody else's repository, whose commit would say nothing.
     ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    return {
-        "git_commit": _git("rev-parse", "HEAD") if ours else None,
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if ours else None,
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "python": platform.python_version(),
-        "hardware": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-            "device": device,
-        },
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return Environment(
+        git_commit=_git("rev-parse", "HEAD") if ours else None,
+        git_dirty=bool(_git("status", "--porcelain", "--untracked-files=no")) if ours else None,
+        packages={name: found for name in PACKAGES if (found := _version(name))},
+        python=platform.python_version(),
+        hardware=Hardware(
+            cpu=_cpu_name(),
+            cores=os.cpu_count(),
+            memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+            device=device,
+        ),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,79 +1,113 @@
-"""One model, one data set, one task -> the files of `eval/<dataset>/<task>/`."""
+"""One system, one collection, one task -> a ranking, and the files of its evaluation. The only path there is."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from unimoer.evaluation.metrics import ceiling, evaluate_run, mean, write_trec
+from unimoer.evaluation.first_stage import SEARCH_DEPTH, is_shared, random_run, random_search
+from unimoer.evaluation.metrics import ceiling, drop_identical, evaluate_run, mean, write_trec
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.evaluation.search import search
-from unimoer.files import new_folder, write_json, write_text
+from unimoer.evaluation.suites import Collection
+from unimoer.files import new_folder, write_text
 from unimoer.model.inference import Report
 from unimoer.model.unified import UnifiedModel
-from unimoer.types import Qrels, RetrievalDataset, Run, Task
+from unimoer.schema import EvaluationSummary, write_record
+from unimoer.types import Run, Task
 
-BM25_ARM = "bm25"
+LISTED = ("recall",)
+"""Metrics that reordering a fixed list cannot change: left out of reranking's."""
 
 
 def rank(
-    model: UnifiedModel | None,
-    dataset: RetrievalDataset,
-    queries: Mapping[str, str],
+    system: UnifiedModel | str,
+    collection: Collection,
     candidates: Run,
     task: Task,
     *,
     depth: int,
-    instruction: str | None = None,
     batch_tokens: int = 8192,
     report: Report | None = None,
 ) -> Run:
-    """The ranking of one task; without a model, BM25's own.
+    """The ranking of one task by a model, or by the references `bm25` and `random`.
 
     For embedding that is the whole corpus, for reranking the first `depth` of `candidates`.
     """
+    instruction = collection.config.instruction
     if task is Task.EMBEDDING:
-        if model is None:
-            return candidates
-        return search(model, dataset, queries, instruction=instruction, batch_tokens=batch_tokens, report=report)
-    shortlist = cut(candidates, depth)
-    if model is None:
-        return shortlist
-    return rerank(model, dataset, queries, shortlist, instruction=instruction, batch_tokens=batch_tokens, report=report)
+        if isinstance(system, UnifiedModel):
+            run: Run = search(
+                system,
+                collection.dataset,
+                collection.queries,
+                instruction=instruction,
+                batch_tokens=batch_tokens,
+                report=report,
+                k=SEARCH_DEPTH,
+            )
+        else:
+            run = random_search(collection) if system == "random" else candidates
+        return drop_identical(run) if collection.config.ignore_identical_ids else run
+    offered = drop_identical(candidates) if collection.config.ignore_identical_ids else candidates
+    shortlist = cut(offered, depth)
+    if not isinstance(system, UnifiedModel):
+        return random_run(shortlist) if system == "random" else shortlist
+    return rerank(
+        system,
+        collection.dataset,
+        collection.queries,
+        shortlist,
+        instruction=instruction,
+        batch_tokens=batch_tokens,
+        report=report,
+    )
 
 
 def write_evaluation(
     folder: Path,
     run: Run,
-    qrels: Qrels,
+    collection: Collection,
     *,
-    dataset: RetrievalDataset,
     task: Task,
     arm: str,
     seed: int,
+    suite: str,
+    key: str,
+    step: int | None,
+    first_stage: str,
     candidates: Run,
     depth: int,
 ) -> dict[str, float]:
     """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means."""
-    per_query = evaluate_run(qrels, run)
-    means = mean(per_query)
-    content: dict[str, Any] = {
-        "dataset": dataset.name,
-        "task": task.value,
-        "arm": arm,
-        "seed": seed,
-        "queries": len(per_query),
-        "documents": len(dataset.corpus),
-        "data_fingerprint": dataset.fingerprint,
-        "metrics": means,
-    }
+    per_query = evaluate_run(collection.qrels, run)
     if task is Task.RERANKING:
-        content |= {"depth": depth, "ceiling": ceiling(qrels, cut(candidates, depth))}
+        per_query = {
+            query: {name: value for name, value in values.items() if name.partition("@")[0] not in LISTED}
+            for query, values in per_query.items()
+        }
+    means = mean(per_query)
+    reranked = task is Task.RERANKING
+    shared = reranked and is_shared(first_stage)
+    summary = EvaluationSummary(
+        dataset=collection.name,
+        task=task,
+        arm=arm,
+        seed=seed,
+        suite=suite,
+        key=key,
+        step=step,
+        queries=len(per_query),
+        documents=len(collection.dataset.corpus),
+        fingerprint=collection.dataset.fingerprint,
+        metrics=means,
+        first_stage=first_stage if reranked else None,
+        depth=depth if reranked else None,
+        ceiling=ceiling(collection.qrels, cut(candidates, depth)) if shared else None,
+    )
     with new_folder(folder) as temporary:
         write_trec(run, temporary / "run.trec", f"{arm}-s{seed}")
         lines = (json.dumps({"query_id": query, **values}) + "\n" for query, values in sorted(per_query.items()))
         write_text(temporary / "per_query.jsonl", "".join(lines))
-        write_json(temporary / "metrics.json", content)
+        write_record(temporary / "metrics.json", summary)
     return means

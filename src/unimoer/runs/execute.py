@@ -1,0 +1,194 @@
+"""Bring one run to its end from wherever it stands: train what is not trained, evaluate what is not evaluated."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from unimoer.config import RunSpec, TrainSpec
+from unimoer.data.prepare import TrainingDomain
+from unimoer.errors import UserError
+from unimoer.evaluation.serving import Traffic, serving_costs
+from unimoer.model.checkpoint import load_tensors, load_weights, save_model
+from unimoer.model.unified import UnifiedModel
+from unimoer.provenance import environment
+from unimoer.runs import data
+from unimoer.runs.evaluate import evaluate
+from unimoer.runs.events import Event, Watch, ignore
+from unimoer.runs.folder import FINAL, is_trained, locked, write_spec
+from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
+from unimoer.schema import Environment, RunStatus, read_record, write_record
+from unimoer.schema.run import ServingCosts, TrainingSummary
+from unimoer.training.loop import train
+from unimoer.training.state import Counters
+from unimoer.types import Task
+
+
+def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
+    """Train and evaluate one run in `folder`; a repeated call goes on where the last one stopped.
+
+    Raises:
+        UserError: the folder is in use or holds another run, the data or the model is wrong, or training diverged.
+    """
+    with locked(folder):
+        _check_same(spec, folder)
+        device = torch.device(spec.device)
+        reset_peak_memory(device)
+        write_spec(folder, spec)
+        status = _begin(spec, folder)
+        model = None
+        if spec.train is not None:
+            model = _trained(spec, spec.train, folder, device, watch)
+            status = status.model_copy(update={"training": read_record(TrainingSummary, folder / "training.json")})
+
+        def spent(seconds: float) -> None:
+            nonlocal status
+            status = status.model_copy(update={"eval_seconds": status.eval_seconds + seconds})
+            write_record(folder / "status.json", status)
+
+        def load(moment: str) -> UnifiedModel | str:
+            if model is None and spec.model is None:
+                return spec.arm
+            watch(Event("say", f"{spec.arm} seed {spec.seed}", "loading the model"))
+            if model is None:
+                assert spec.model is not None
+                return UnifiedModel(spec.model, device, seed=spec.seed)
+            _load_moment(model, folder, moment)
+            return model
+
+        evaluate(spec, folder, load, watch, spent)
+        # Training may have been another process: its peak counts too.
+        trained_peak = status.training.peak_memory_mb if status.training is not None else 0.0
+        update = {"state": "done", "peak_memory_mb": max(peak_memory_mb(device), trained_peak, status.peak_memory_mb)}
+        if model is not None and status.serving is None and spec.latency_requests:
+            watch(Event("say", f"{spec.arm} seed {spec.seed}", "timing single requests"))
+            _load_moment(model, folder, FINAL)
+            update["serving"] = _serving(spec, model)
+        write_record(folder / "status.json", status.model_copy(update=update))
+
+
+def _check_same(spec: RunSpec, folder: Path) -> None:
+    if (folder / "env.json").exists():
+        found = read_record(Environment, folder / "env.json").key
+        if found != spec.key:
+            raise UserError(f"{folder}: holds a run of other settings or data; choose another --output, or remove it")
+
+
+def _begin(spec: RunSpec, folder: Path) -> RunStatus:
+    """Provenance and status; evaluations that an earlier call has done took their time too."""
+    if not (folder / "env.json").exists():
+        prints = (
+            {}
+            if spec.train is None
+            else {name: domain.dataset.fingerprint for name, domain in data.training_data(spec.train.data).items()}
+        )
+        found = environment(spec.device).model_copy(update={"key": spec.key, "seed": spec.seed, "data": prints})
+        write_record(folder / "env.json", found)
+    status = RunStatus(state="running", arm=spec.arm, seed=spec.seed, variant=spec.variant)
+    if (folder / "status.json").exists():
+        status = read_record(RunStatus, folder / "status.json").model_copy(update={"state": "running"})
+    write_record(folder / "status.json", status)
+    return status
+
+
+def _trained(spec: RunSpec, settings: TrainSpec, folder: Path, device: torch.device, watch: Watch) -> UnifiedModel:
+    """The run's model at the end of its training, which is done now if it was not."""
+    watch(Event("say", f"{spec.arm} seed {spec.seed}", "loading the model"))
+    model = UnifiedModel(settings.model, device, seed=settings.seed)
+    if is_trained(folder):
+        for task, count in settings.steps.items():
+            watch(Event("skip", work=f"train {task}", units=count))
+        _load_moment(model, folder, FINAL)
+        _drop_steps(folder)
+        return model
+    watch(Event("say", f"{spec.arm} seed {spec.seed}", "preparing data"))
+    domains = data.training_data(settings.data)
+    name = f"{spec.arm} seed {spec.seed}"
+    counters = train(
+        settings,
+        model,
+        domains,
+        folder,
+        keep=spec.checkpoints,
+        trackers=spec.trackers,
+        progress=_Steps(watch, f"{name}: training"),
+        warn=lambda message: watch(Event("note", f"{name}, {message}")),
+    )
+    write_record(folder / "training.json", _summary(settings, model, domains, counters, device))
+    save_model(model, folder / "checkpoints" / FINAL)
+    _drop_steps(folder)
+    return model
+
+
+def _load_moment(model: UnifiedModel, folder: Path, moment: str) -> None:
+    file = folder / "checkpoints" / moment / "adapter.safetensors"
+    if not file.exists():
+        raise UserError(
+            f"{folder}: has no weights of '{moment}': they are kept while a run trains; evaluate without that "
+            "checkpoint, or train in another --output"
+        )
+    load_weights(model, load_tensors(file), file)
+    model.eval()
+
+
+def _drop_steps(folder: Path) -> None:
+    """Resumable checkpoints are of no use beside the final one, nor is what a kill left half written."""
+    for pattern in ("step-*", ".step-*", ".final.*"):
+        for leftover in (folder / "checkpoints").glob(pattern):
+            shutil.rmtree(leftover)
+
+
+class _Steps:
+    """Turns the loop's steps into events."""
+
+    def __init__(self, watch: Watch, title: str) -> None:
+        self.watch, self.title = watch, title
+        self._last = time.perf_counter()
+        self._first = True
+
+    def __call__(self, step: int, total: int, counters: Counters, task: Task, detail: str) -> None:
+        now = time.perf_counter()
+        if self._first:
+            # Steps that an earlier call has done.
+            for name, done in counters.task_steps.items():
+                self.watch(Event("skip", work=f"train {name}", units=done - (name == task.value)))
+            self._first = False
+        self.watch(Event("spent", work=f"train {task}", units=1, seconds=now - self._last))
+        self._last = now
+        self.watch(Event("say", self.title, f"step {step}/{total} {detail}"))
+
+
+def _summary(
+    settings: TrainSpec,
+    model: UnifiedModel,
+    domains: Mapping[str, TrainingDomain],
+    counters: Counters,
+    device: torch.device,
+) -> TrainingSummary:
+    task = settings.tasks[0] if len(settings.tasks) == 1 else None
+    return TrainingSummary(
+        steps=counters.step,
+        tokens=counters.tokens,
+        tokens_per_second=counters.tokens / counters.seconds if counters.seconds else 0.0,
+        padding_waste=1 - counters.tokens / counters.computed_tokens if counters.computed_tokens else 0.0,
+        train_seconds=counters.seconds,
+        peak_memory_mb=peak_memory_mb(device),
+        trainable_parameters=sum(parameter.numel() for parameter in model.trainable(task).values()),
+    )
+
+
+def _serving(spec: RunSpec, model: UnifiedModel) -> ServingCosts:
+    """What the model costs as it would be served; it cannot be trained or evaluated afterwards."""
+    suite = spec.suites[0].suite
+    traffic = [
+        Traffic(one.dataset, sorted(one.qrels), data.bm25(suite, name), one.config.instruction)
+        for name, one in data.suite_data(suite).items()
+    ]
+    costs = serving_costs(
+        model.for_inference(), traffic, spec.tasks, requests=spec.latency_requests, depth=suite.rerank_depth
+    )
+    return ServingCosts(**costs)

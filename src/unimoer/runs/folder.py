@@ -1,0 +1,130 @@
+"""The folder of a run: where things are in it, how far it is, and whose it is while somebody works there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from unimoer.config import RunSpec
+from unimoer.errors import UserError
+from unimoer.files import write_text
+from unimoer.schema import RunStatus, read_record
+from unimoer.types import Task
+
+FINAL = "final"
+"""The moment of an evaluation at the end of training; `at-N` are those on the way."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder; the lock dies with the process, so a killed run leaves none behind.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        reason = "a file of that name is in the way" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"{folder}: cannot be written: {reason}; choose another --output") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(f"{folder}: another run (process {holder}) works here; wait for it or stop it") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def moments(spec: RunSpec) -> list[tuple[str, int | None]]:
+    """Name and step of every moment at which a run is evaluated; a reference only as it is."""
+    steps = spec.checkpoints if spec.train is not None else ()
+    longest = max(spec.train.steps.values()) if spec.train is not None else 0
+    return [*((f"at-{step}", step) for step in sorted(steps) if step < longest), (FINAL, None)]
+
+
+def evaluation_folder(folder: Path, spec: RunSpec, suite: str, moment: str) -> Path:
+    """Where the scores of one suite lie, one folder for each collection and task below it."""
+    found = next(one for one in spec.suites if one.name == suite)
+    model = spec.train.model if spec.train is not None else spec.model
+    return folder / "eval" / f"{suite}-{found.key(spec.key, model)}" / moment
+
+
+def expected(folder: Path, spec: RunSpec) -> Iterator[tuple[str, str, int | None, str, Task, Path]]:
+    """(suite, moment, step, collection, task, folder) of every evaluation that a run is to have."""
+    for suite in spec.suites:
+        for moment, step in moments(spec):
+            root = evaluation_folder(folder, spec, suite.name, moment)
+            for name in suite.fingerprints:
+                for task in suite.tasks:
+                    yield suite.name, moment, step, name, task, root / name / task.value
+
+
+def is_trained(folder: Path) -> bool:
+    return (folder / "checkpoints" / FINAL).is_dir()
+
+
+def is_done(folder: Path, spec: RunSpec) -> bool:
+    """Whether everything that the specification asks for is there."""
+    if not (folder / "status.json").exists() or read_record(RunStatus, folder / "status.json").state != "done":
+        return False
+    return all((target / "metrics.json").exists() for *_, target in expected(folder, spec))
+
+
+def write_spec(folder: Path, spec: RunSpec) -> None:
+    """As `config.yaml`: all settings, resolved."""
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(folder / "config.yaml", text)
+
+
+def read_spec(folder: Path) -> RunSpec | None:
+    """What a run folder was made from; None for a checkpoint on its own.
+
+    Raises:
+        UserError: its configuration is not of this version.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        return RunSpec.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError):
+        raise UserError(f"{file}: of another version of unimoer; evaluate with the version that made it") from None
+
+
+def checkpoint_folder(run: Path) -> Path:
+    """The finished checkpoint of a run folder, or the folder itself if it is one.
+
+    Raises:
+        UserError: there is none.
+    """
+    for candidate in (run, run / "checkpoints" / FINAL):
+        if (candidate / "unimoer.json").is_file():
+            return candidate
+    raise UserError(f"{run}: no finished checkpoint here (looked for checkpoints/final/unimoer.json)")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for one on its own."""
+    # Resolved: a checkpoint may be named from inside its own folder.
+    place = checkpoint.resolve()
+    return place.parents[1] if place.parent.name == "checkpoints" else None
+
+
+def trained_tasks(checkpoint: Path) -> tuple[Task, ...]:
+    """The tasks that the run of a checkpoint trained; both for a checkpoint on its own."""
+    run = run_of(checkpoint)
+    spec = read_spec(run) if run is not None else None
+    return tuple(Task) if spec is None or spec.train is None else spec.train.tasks
