@@ -25,6 +25,8 @@ class TrainingDomain:
     """Queries with positives and mined negatives."""
     without_positive: int = 0
     """Queries that have no relevant document and are left out."""
+    held_out: int = 0
+    """Documents that only other splits ask for."""
 
 
 def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> TrainingDomain:

@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from unimoer.runs.events import Event
+
 PLAIN_EVERY = 20.0
 """Seconds between two plain lines of the same activity."""
 
 
-PRIOR = {"train": 1.0, "evaluate embedding": 4.0, "evaluate reranking": 10.0, "bm25": 0.1}
+PRIOR = {"train": 1.0, "evaluate embedding": 4.0, "evaluate reranking": 10.0, "reference": 0.1}
 """Rough relative cost of a unit of each kind of work, until a unit of it has been seen; `train` is one step."""
 
 
@@ -32,10 +34,10 @@ class Clock:
 
     def skip(self, kind: str, units: int) -> None:
         """Work that an earlier call has done."""
-        self.left[kind] -= units
+        self.left[kind] = self.left.get(kind, 0) - units
 
     def spent(self, kind: str, units: int, seconds: float) -> None:
-        self.left[kind] -= units
+        self.left[kind] = self.left.get(kind, 0) - units
         self._units[kind] += units
         self._seconds[kind] += seconds
 
@@ -76,6 +78,18 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
             self._status.stop()
+
+    def take(self, event: Event) -> None:
+        """What a run says of itself."""
+        match event.kind:
+            case "say":
+                self.update(event.text, event.detail)
+            case "note":
+                self.note(event.text)
+            case "spent":
+                self.clock.spent(event.work, event.units, event.seconds)
+            case "skip":
+                self.clock.skip(event.work, event.units)
 
     def update(self, title: str, detail: str) -> None:
         """`title` names the activity, `detail` how far it is."""

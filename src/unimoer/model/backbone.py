@@ -111,7 +111,7 @@ def _cache_of(gguf: Path) -> Path:
     return assets.cache_dir() / "models" / f"gguf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def _locate(base: str) -> str:
+def locate(base: str) -> str:
     """What `from_pretrained` is given: a hub id or a folder."""
     prefix, separator, name = base.partition(":")
     if separator and prefix == "embedded":
@@ -147,7 +147,7 @@ def read_architecture(config: ModelConfig) -> PreTrainedConfig:
     Raises:
         UserError: the model is missing or unreachable, or has too few layers.
     """
-    location = _locate(config.base)
+    location = locate(config.base)
     try:
         with _quiet():
             found = AutoConfig.from_pretrained(location, revision=config.revision or "main", trust_remote_code=False)
@@ -165,7 +165,7 @@ def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrained
     Raises:
         UserError: the model is missing, unreachable, has other weight files only, or too few layers.
     """
-    location = _locate(config.base)
+    location = locate(config.base)
     revision = config.revision or "main"
     try:
         with _quiet():

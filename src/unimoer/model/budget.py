@@ -31,6 +31,8 @@ class BaseShape:
     """Of what a layer's router reads."""
     inputs: Mapping[str, int]
     """Input width of each group of projections that has an adapter."""
+    parameters: int = 0
+    """Of the whole base, embeddings included."""
 
 
 GROUPS = {
@@ -69,7 +71,8 @@ def shape_of(model: nn.Module, targets: Sequence[str], layers: int) -> BaseShape
         if leaf in targets:
             cost += module.in_features + module.out_features
             inputs |= {group: module.in_features for group, members in GROUPS.items() if leaf in members}
-    return BaseShape(layers, cost / layers, width, inputs)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return BaseShape(layers, cost / layers, width, inputs, parameters)
 
 
 def router_parameters(router: RouterConfig, units: int | Sequence[int], shape: BaseShape) -> int:
