@@ -20,7 +20,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    content = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ def freeze(folder: Path, name: str, planned: Planned, command: str, *, amend: bo
     if changes and not amend:
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         raise UserError(
-            f"{folder / 'plan.json'}: frozen at {old.time}, and this command changes {changes[0]}{more}; choose another "
-            "--output, or repeat it with --amend for a second decision that names the change"
+            f"{folder / 'plan.json'}: frozen at {old.time}, and this command changes {changes[0]}{more}; choose "
+            "another --output, or repeat it with --amend for a second decision that names the change"
         )
     commands = old.commands if command in old.commands else [*old.commands, command]
     amendments = [*old.amendments, Amendment(time=now, changes=changes)] if changes else old.amendments
@@ -50,8 +50,7 @@ def read_plan(folder: Path) -> Plan:
     file = folder / "plan.json"
     if not file.is_file():
         raise UserError(f"{file}: missing; this is not the folder of a study")
-    plan = read_record(Plan, file)
-    return plan
+    return read_record(Plan, file)
 
 
 def decision_file(plan: Plan) -> str:
@@ -85,6 +84,3 @@ def _short(value: Any) -> str:
 
 def _planned(spec: RunSpec) -> PlannedRun:
     return PlannedRun(arm=spec.arm, seed=spec.seed, folder=spec.folder, variant=spec.variant)
-
-
-__all__: Sequence[str] = ["decision_file", "differences", "freeze", "read_plan"]
