@@ -1,0 +1,152 @@
+"""From a configuration to a folder with results: plan, freeze, run, estimate."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unimoer.config import RunSpec, StudyConfig
+from unimoer.evaluation.suites import list_collections
+from unimoer.executors import Executor
+from unimoer.executors.local import LocalExecutor
+from unimoer.executors.progress import Progress
+from unimoer.files import write_text
+from unimoer.runs import Watch, execute, is_done
+from unimoer.runs.data import training_data
+from unimoer.runs.folder import locked, moments
+from unimoer.schema import Plan, Results, write_record
+from unimoer.studies import find_study, summary
+from unimoer.studies.costs import describe_arms
+from unimoer.studies.evidence import read_evidence
+from unimoer.studies.freeze import decision_file, freeze
+from unimoer.studies.planning import plan_study, single_run, variants
+from unimoer.studies.study import Study
+from unimoer.studies.table import arms_table
+
+
+def run_study(
+    study: Study,
+    config: StudyConfig,
+    folder: Path,
+    *,
+    device: torch.device,
+    command: str,
+    console: Console,
+    text: str = "",
+    amend: bool = False,
+    executor: Executor | None = None,
+) -> Plan:
+    """Run or continue a study and write `plan.json`, `results.json` and, where it decides, `decision.json`.
+
+    `text` is the configuration as YAML, kept as `config.yaml` beside the results.
+
+    Raises:
+        UserError: the folder is in use, its plan is another one, the data or the model is wrong, or training diverged.
+    """
+    config = study.prepare(config)
+    # Before anything that takes time, and before there is a folder: a point of the study may be impossible.
+    variants(config)
+    collections = list(list_collections(config.evaluation.suites[config.suite]))
+    families = study.families(config, collections)
+    existed = folder.exists()
+    with locked(folder):
+        try:
+            with Progress(console, {}) as progress:
+                progress.update("preparing data", ", ".join(config.data.domains))
+                planned = plan_study(config, study.name, families, device)
+                plan = freeze(folder, config.name, planned, command, amend=amend)
+        except BaseException:
+            # A study that cannot begin leaves nothing behind.
+            if not existed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for table in arms_table(planned.declared.arms):
+            console.print(table)
+        for note in _left_out(config):
+            console.print(note, highlight=False)
+        write_record(folder / "plan.json", plan)
+        if text:
+            write_text(folder / "config.yaml", text)
+        jobs = [(spec, folder / "runs" / spec.folder) for spec in planned.runs]
+        todo = [(spec, place) for spec, place in jobs if not is_done(place, spec)]
+        if len(todo) < len(jobs):
+            console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already done in {folder}", highlight=False)
+        with Progress(console, workload([spec for spec, _ in todo])) as progress:
+            (executor or LocalExecutor()).run(todo, progress.take)
+            progress.update("statistics", f"{config.evaluation.bootstrap} replicates")
+            write_results(folder)
+    return plan
+
+
+def write_results(folder: Path) -> tuple[Results, Path | None]:
+    """Read a study's files and write `results.json`, `scores.json.gz` and the decision, each atomically.
+
+    All are functions of the files read: a study that was killed and resumed ends in the same numbers as one that was
+    not. A decision under an amended plan has a file of its own.
+    """
+    evidence = read_evidence(folder)
+    study = find_study(evidence.plan.declared.study)
+    found = study.estimate(evidence)
+    others = [name for name in evidence.plan.declared.suites if name != evidence.suite]
+    results = Results(
+        study=study.name,
+        name=evidence.plan.name,
+        sections=list(study.sections),
+        plan=evidence.plan,
+        suite=evidence.suite,
+        criterion=evidence.plan.declared.criterion,
+        scores={variant: summary.score_tables(evidence, evidence.table(variant)) for variant in evidence.variants},
+        other_suites={name: summary.score_tables(evidence, evidence.table(suite=name)) for name in others},
+        ceilings=summary.ceilings(evidence),
+        arms=describe_arms(evidence),
+        runs=summary.run_results(evidence),
+        recovery=found.recovery,
+        routing=found.routing,
+        points=found.points,
+        provenance=summary.provenance(evidence),
+    )
+    if evidence.runs:
+        evidence.scores.write(folder, evidence.metric)
+    write_record(folder / "results.json", results)
+    if found.decision is None:
+        return results, None
+    target = folder / decision_file(evidence.plan)
+    write_record(target, found.decision)
+    return results, target
+
+
+def run_single(config: StudyConfig, output: Path | None, *, device: torch.device, watch: Watch) -> tuple[RunSpec, Path]:
+    """Train and evaluate the one run of a configuration with one arm and one seed; returns it and its folder."""
+    spec = single_run(config, device)
+    folder = output or Path("runs") / spec.folder
+    execute(spec, folder, watch)
+    return spec, folder
+
+
+def workload(specs: Sequence[RunSpec]) -> dict[str, int]:
+    """Units of each kind of work, for the estimate of the time left."""
+    work: Counter[str] = Counter()
+    for spec in specs:
+        if spec.train is not None:
+            work.update({f"train {task}": count for task, count in spec.train.steps.items()})
+        needs_model = spec.train is not None or spec.model is not None
+        for suite in spec.suites:
+            for task in suite.tasks:
+                kind = f"evaluate {task}" if needs_model else "reference"
+                work[kind] += len(suite.fingerprints) * len(moments(spec))
+    return dict(work)
+
+
+def _left_out(config: StudyConfig) -> list[str]:
+    """One line for each domain with queries that have no relevant document: there is nothing to learn from them."""
+    return [
+        f"{name}: queries of split '{domain.config.split}' without a relevant document, left out: "
+        f"{domain.without_positive:,}"
+        for name, domain in training_data(config.data).items()
+        if domain.without_positive
+    ]
