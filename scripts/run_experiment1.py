@@ -1,6 +1,7 @@
-"""Experiment 1, the kill gate: do two specialists beat one adapter trained on both tasks?
+"""Experiment 1: specialists, one shared LoRA, routed experts and a hard task switch.
 
-The same as `unimoer run kill-gate`, with the same options.
+With `--quick` one seed and small samples, without it every seed of the full tier. The same as
+`unimoer run experiment1`, with the same options.
 """
 
 import sys
@@ -9,5 +10,5 @@ from unimoer.cli import main
 
 if __name__ == "__main__":
     # Not an argument of main: results record sys.argv as the command that made them.
-    sys.argv[1:1] = ["run", "kill-gate"]
+    sys.argv[1:1] = ["run", "experiment1"]
     main()

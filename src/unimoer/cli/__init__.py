@@ -25,7 +25,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.add_typer(run.app, name="run", help="Run an experiment from data to verdict.")
+    app.command("run")(run.run)
     app.command("train")(train.train)
     app.command("evaluate")(evaluate.evaluate)
     app.command("analyze")(analyze.analyze)

@@ -1,4 +1,4 @@
-"""`unimoer analyze EXPERIMENT_DIR`: decide and report again, from the files alone."""
+"""`unimoer analyze STUDY_DIR`: estimate and report again, from the files alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from rich.console import Console
 
 
 def analyze(
-    experiment: Annotated[Path, typer.Argument(help="Folder of a finished experiment.")],
+    study: Annotated[Path, typer.Argument(help="Folder of a finished study, with its runs or with scores.json.gz.")],
 ) -> None:
-    """Recompute results.json, decision.json, tables, figures and the report of a finished experiment."""
-    from unimoer.experiments.summary import write_results
-    from unimoer.files import read_json
+    """Compute results, decision, tables, figures and report again; nothing is trained or evaluated."""
     from unimoer.report.html import build_report
-    from unimoer.report.tables import terminal_summary
+    from unimoer.report.terminal import summary
+    from unimoer.studies.run import write_results
 
     console = Console(markup=False, emoji=False)
-    write_results(experiment)
-    report = build_report(experiment)
-    console.print(terminal_summary(read_json(experiment / "decision.json"), read_json(experiment / "results.json")))
+    write_results(study)
+    report = build_report(study)
+    console.print(summary(study))
     console.print(f"\nreport  {report}", highlight=False)

@@ -18,35 +18,46 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option(help="embedded:NAME, a BEIR folder, hf:ID or ir:ID. Repeatable.")
     ] = None,
-    task: Annotated[Tasks, typer.Option(help="What to evaluate.")] = Tasks.BOTH,
+    suite: Annotated[str | None, typer.Option(help="A named suite, or a folder of BEIR folders.")] = None,
+    task: Annotated[
+        Tasks | None, typer.Option(help="What to evaluate [default: what the run was trained for].")
+    ] = None,
     split: Annotated[str, typer.Option(help="Which judgements to use.")] = "test",
-    depth: Annotated[int, typer.Option(min=1, help="Candidates a query to rerank, from BM25.")] = 100,
+    first_stage: Annotated[str, typer.Option(help="Candidates: bm25, dense, or TREC run files.")] = "bm25",
+    depth: Annotated[int, typer.Option(min=1, help="Candidates a query to rerank.")] = 100,
     queries: Annotated[int | None, typer.Option(min=1, help="Sample this many queries.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where results go [default: RUN/eval-extra].")] = None,
+    documents: Annotated[int | None, typer.Option(min=1, help="Sample the corpus down to this many.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where results go [default: the run's own folder].")] = None,
     device: Device = "auto",
 ) -> None:
-    """Evaluate a run on data it may never have seen, beside BM25 and its own untrained base.
+    """Evaluate a run on data it may never have seen, beside BM25, a random order and its own untrained base.
 
-    Without --data, on the data sets of the run's own configuration.
+    Without --data and --suite, on the suite of the run's own configuration.
     """
-    from unimoer.experiments.evaluation import evaluate_checkpoint
+    from unimoer.config import SuiteConfig
+    from unimoer.executors.progress import Progress
     from unimoer.model.backbone import resolve_device
+    from unimoer.runs.checkpoint import evaluate_checkpoint, suite_of
 
     console = Console(markup=False, emoji=False)
-    rows = evaluate_checkpoint(
-        run,
-        sources=data,
-        tasks=task.tasks,
-        split=split,
-        depth=depth,
-        queries=queries,
-        output=output,
-        device=resolve_device(device),
-        console=console,
-    )
-    table = Table(title=Text(f"{run}"), title_justify="left")
-    for column in ("data set", "task", "system", "nDCG@10", "MAP", "MRR@10", "Recall@100", "queries"):
-        table.add_column(column, justify="left" if column in ("data set", "task", "system") else "right")
-    for row in rows:
-        table.add_row(*row)
+    common = {"split": split, "first_stage": first_stage, "rerank_depth": depth, "queries": queries}
+    wanted = suite_of(run, data, suite, SuiteConfig.model_validate({**common, "documents": documents}))
+    with Progress(console, {}) as progress:
+        scores = evaluate_checkpoint(
+            run,
+            wanted,
+            tasks=None if task is None else task.tasks,
+            output=output,
+            device=resolve_device(device),
+            watch=progress.take,
+        )
+    table = Table(title=Text(f"{run}"), title_justify="left", box=None, pad_edge=False)
+    for column in ("data set", "task", "system"):
+        table.add_column(column, overflow="fold")
+    for column in ("nDCG@10", "MAP", "MRR@10", "R@100", "queries"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in scores:
+        values = [one.metrics.get(name) for name in ("ndcg@10", "map", "mrr@10", "recall@100")]
+        numbers = ("" if value is None else f"{value:.4f}" for value in values)
+        table.add_row(one.dataset, one.task.value, one.arm, *numbers, str(one.queries))
     console.print(table)

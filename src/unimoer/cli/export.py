@@ -11,7 +11,6 @@ from rich.console import Console
 
 from unimoer.cli.options import Tasks
 from unimoer.errors import UserError
-from unimoer.types import Task
 
 
 class Form(StrEnum):
@@ -35,10 +34,10 @@ def export(
     """
     import torch
 
-    from unimoer.experiments.evaluation import checkpoint_folder
     from unimoer.model.checkpoint import load_model, read_description
     from unimoer.model.export import check_new, check_pairs, export_model
     from unimoer.model.merging import check_fixed
+    from unimoer.runs.folder import checkpoint_folder, trained_tasks
 
     checkpoint = checkpoint_folder(run)
     # What can be refused is refused before the base is loaded.
@@ -55,18 +54,3 @@ def export(
     console = Console(markup=False, emoji=False)
     for folder in export_model(model, output, form=form.value, tasks=tasks):
         console.print(f"{form.value}  {folder}", highlight=False, soft_wrap=True)
-
-
-def trained_tasks(checkpoint: Path) -> tuple[Task, ...]:
-    """The tasks of the run that a checkpoint lies in; both for a checkpoint on its own."""
-    import yaml
-
-    from unimoer.config import parse_config
-    from unimoer.files import read_json
-
-    run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
-    config, status = run / "config.yaml", run / "status.json"
-    if not (config.is_file() and status.is_file()):
-        return tuple(Task)
-    settings = parse_config(yaml.safe_load(config.read_text(encoding="utf-8")), str(config))
-    return settings.arm(read_json(status)["arm"]).mode.tasks

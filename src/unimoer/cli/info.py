@@ -32,10 +32,10 @@ def _environment() -> dict[str, Any]:
     found = environment(str(device))
     cached = sum(is_cached(asset) for asset in ASSETS.values())
     return {
-        **found["packages"],
-        "python": found["python"],
-        "processor": f"{found['hardware']['cpu']}, {found['hardware']['cores']} cores",
-        "memory": f"{found['hardware']['memory_gb']} GB",
+        **found.packages,
+        "python": found.python,
+        "processor": f"{found.hardware.cpu}, {found.hardware.cores} cores",
+        "memory": f"{found.hardware.memory_gb} GB",
         "device": f"{device}, {torch.get_num_threads()} threads",
         "precision of the frozen base": str(resolve_dtype("auto", device)).removeprefix("torch."),
         "embedded assets": f"{cached} of {len(ASSETS)} in {cache_dir()}",
@@ -45,9 +45,9 @@ def _environment() -> dict[str, Any]:
 def _run(folder: Path) -> dict[str, Any]:
     import torch
 
-    from unimoer.experiments.evaluation import checkpoint_folder
     from unimoer.files import read_json
     from unimoer.model.checkpoint import load_model
+    from unimoer.runs.folder import checkpoint_folder
 
     checkpoint = checkpoint_folder(folder)
     model = load_model(checkpoint, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -54,4 +55,4 @@ def find_config(name: str) -> Path:
 
 def command_line() -> str:
     """The command as the user would type it again."""
-    return " ".join(["unimoer", *sys.argv[1:]])
+    return shlex.join(["unimoer", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""`unimoer train CONFIG`: one run, without the rest of an experiment."""
+"""`unimoer train CONFIG`: one run, without the rest of a study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unimoer.cli.options import Device, Overrides, find_config
 
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
-    output: Annotated[Path | None, typer.Option(help="Run folder [default: runs/ARM-sSEED-HASH].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder [default: runs/ARM-sSEED-KEY].")] = None,
     device: Device = "auto",
     overrides: Overrides = None,
 ) -> None:
@@ -24,8 +24,11 @@ def train(
     """
     from unimoer.config import load_config
     from unimoer.errors import UserError
-    from unimoer.experiments.runner import run_single
+    from unimoer.executors.progress import Progress
     from unimoer.model.backbone import resolve_device
+    from unimoer.runs import execute, is_done
+    from unimoer.studies.planning import single_run
+    from unimoer.studies.run import workload
 
     settings = load_config(find_config(config), overrides or ())
     if len(settings.arms) != 1 or len(settings.seeds) != 1:
@@ -34,5 +37,11 @@ def train(
             "add --set 'arms=[joint_single]' --set 'seeds=[42]', or use `unimoer run kill-gate`"
         )
     console = Console(markup=False, emoji=False)
-    folder = run_single(settings, output, device=resolve_device(device), console=console)
-    console.print(f"run  {folder}", highlight=False)
+    spec = single_run(settings, resolve_device(device))
+    folder = output or Path("runs") / spec.folder
+    if is_done(folder, spec):
+        console.print(f"{folder}: already done", highlight=False, soft_wrap=True)
+    else:
+        with Progress(console, workload([spec])) as progress:
+            execute(spec, folder, progress.take)
+    console.print(f"run  {folder}", highlight=False, soft_wrap=True)

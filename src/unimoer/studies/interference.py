@@ -2,7 +2,7 @@
 
 Task interference ratio (TIR) = (specialist - joint) / specialist on one metric, in percent; positive means that the
 joint model is worse. The rule reads point estimates against two lines fixed before the runs. What whole intervals
-support stands beside it, because an estimate of 2.1% with an interval from -1% to 5% passes the rule and proves nothing.
+support stands beside it: an estimate of 2.1% with an interval from -1% to 5% passes the rule and proves nothing.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def region(criterion: Criterion, low: float, high: float) -> Region:
 
 
 def supported(regions: Sequence[Region]) -> Supported:
-    """What whole intervals say: a cost above the pass line on some task, less than the fail line on both, or neither."""
+    """What whole intervals say: above the pass line on some task, below the fail line on both, or neither."""
     if "above_pass" in regions:
         return "pass"
     return "fail" if all(found == "below_fail" for found in regions) else "inconclusive"

@@ -1,0 +1,123 @@
+"""Evaluate a checkpoint on data of the user's choice, through the same path as a study's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from unimoer.config import BM25, RANDOM, UNTRAINED, CollectionConfig, ModelConfig, RunSpec, SuiteConfig, SuiteSpec
+from unimoer.errors import UserError
+from unimoer.files import write_json
+from unimoer.model.checkpoint import load_model, read_description
+from unimoer.model.unified import UnifiedModel
+from unimoer.runs.data import suite_data
+from unimoer.runs.evaluate import evaluate
+from unimoer.runs.events import Event, Watch
+from unimoer.runs.folder import checkpoint_folder, expected, read_spec, run_of, trained_tasks
+from unimoer.schema import EvaluationSummary, read_record
+from unimoer.types import Task
+
+TRAINED = "trained"
+"""The system's name where a checkpoint lies in no run folder."""
+
+
+def suite_of(run: Path, sources: Sequence[str] | None, suite: str | None, common: SuiteConfig) -> SuiteConfig:
+    """What to evaluate on: sources by name, a suite, or what the run was evaluated on.
+
+    Raises:
+        UserError: nothing is named and the run has no configuration, or two sources have one name.
+    """
+    if sources and suite:
+        raise UserError("--data and --suite: name collections or a suite, not both")
+    if suite is not None:
+        return common.model_copy(update={"collections": suite})
+    if sources:
+        names = [_name(source) for source in sources]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"--data: two sources are named '{twice}', and results of one would replace the other's")
+        found = {name: CollectionConfig(source=source) for name, source in zip(names, sources, strict=True)}
+        return common.model_copy(update={"collections": found})
+    place = run_of(checkpoint_folder(run))
+    spec = read_spec(place) if place is not None else None
+    if spec is None:
+        raise UserError(f"{run}: no config.yaml to take collections from; name them with --data or --suite")
+    given = spec.suites[0].suite
+    return given.model_copy(update={"queries": common.queries or given.queries})
+
+
+def evaluate_checkpoint(
+    run: Path,
+    suite: SuiteConfig,
+    *,
+    tasks: Sequence[Task] | None,
+    output: Path | None,
+    device: torch.device,
+    watch: Watch,
+) -> list[EvaluationSummary]:
+    """Evaluate BM25, a random order, the untrained base and the checkpoint; what is there already is read.
+
+    Scores lie at `OUTPUT/<system>/eval/...`; without `output`, below the run itself.
+
+    Raises:
+        UserError: no checkpoint, wrong data, no judged query, or a task that the run was not trained for.
+    """
+    folder = checkpoint_folder(run)
+    place = run_of(folder)
+    trained = trained_tasks(folder)
+    wanted = tuple(tasks or trained)
+    untrained = [task for task in wanted if task not in trained]
+    if untrained:
+        raise UserError(f"{run}: was not trained for {untrained[0]}; leave --task out, or name {trained[0]}")
+    model = read_description(folder)["model"]
+    watch(Event("say", "preparing data", str(suite.collections) if isinstance(suite.collections, str) else ""))
+    prints = {name: one.dataset.fingerprint for name, one in suite_data(suite).items()}
+    named = SuiteSpec(name="extra", suite=suite, fingerprints=prints, tasks=wanted)
+    spec = read_spec(place) if place is not None else None
+    seed = spec.seed if spec is not None else 0
+    found: list[EvaluationSummary] = []
+    root = output or (place or folder) / "extra"
+    for arm in (RANDOM, BM25, UNTRAINED, spec.arm if spec is not None else TRAINED):
+        found += _system(arm, seed, model, folder, named, spec, root / arm, device, watch)
+    write_json(root / "suite.json", suite.model_dump(mode="json"))
+    return sorted(found, key=lambda one: (one.dataset, one.task))
+
+
+def _system(
+    arm: str,
+    seed: int,
+    model: ModelConfig,
+    folder: Path,
+    suite: SuiteSpec,
+    run: RunSpec | None,
+    target: Path,
+    device: torch.device,
+    watch: Watch,
+) -> list[EvaluationSummary]:
+    needs = arm not in (RANDOM, BM25)
+    ours = run is not None and arm == run.arm
+    spec = RunSpec(
+        arm=arm,
+        seed=seed if needs else 0,
+        train=run.train if ours and run is not None else None,
+        model=model if needs else None,
+        suites=(suite,),
+        device=str(device),
+    )
+
+    def load(moment: str) -> UnifiedModel | str:
+        if not needs:
+            return arm
+        watch(Event("say", f"loading the {arm} model", str(folder)))
+        # The head that the run began with, where that is known: a learned one starts at random.
+        return UnifiedModel(model, device, seed=seed) if arm == UNTRAINED else load_model(folder, device)
+
+    evaluate(spec, target, load, watch, lambda seconds: None)
+    return [read_record(EvaluationSummary, place / "metrics.json") for *_, place in expected(target, spec)]
+
+
+def _name(source: str) -> str:
+    """A folder name for a source: its last part."""
+    return source.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
