@@ -31,15 +31,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from unimoer.config import ExperimentConfig, ModelConfig, SimilarityConfig, parse_config
+from unimoer.config import StudyConfig, ModelConfig, SimilarityConfig, parse_config
 from unimoer.data.collate import Collator, pad
 from unimoer.data.prepare import prepare, training_examples
-from unimoer.experiments.arms import arm_settings
-from unimoer.experiments.plan import plan_runs
-from unimoer.experiments.progress import Progress
-from unimoer.experiments.run import RunContext, build_probe, build_samplers
-from unimoer.experiments.runner import workload
 from unimoer.model.unified import UnifiedModel
+from unimoer.studies.arms import arm_settings
 from unimoer.tracking import Tracker
 from unimoer.training.loop import train
 from unimoer.training.pilots import hold_out
@@ -230,7 +226,7 @@ def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str
         "seeds": [1],
         "model": model_config(base).model_dump(mode="json"),
         "data": {
-            "domains": {name: {"source": str(folder), "test_queries": 8} for name, folder in data.items()},
+            "domains": {name: {"source": str(folder)} for name, folder in data.items()},
             "negatives": {"num_negatives": 6},
         },
         "training": {
@@ -240,7 +236,16 @@ def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str
             "probe": {"every": 4, "batch_size": 4},
             "checkpoint_every": 2,
         },
-        "evaluation": {"rerank_depth": 8, "bootstrap": 100},
+        "evaluation": {
+            "suites": {
+                "test": {
+                    "collections": {name: {"source": str(folder)} for name, folder in data.items()},
+                    "queries": 8,
+                    "rerank_depth": 8,
+                }
+            },
+            "bootstrap": 100,
+        },
     }
     for dotted, value in changes.items():
         *path, last = dotted.split("__")
@@ -251,11 +256,11 @@ def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str
     return content
 
 
-def parsed(content: Mapping[str, Any]) -> ExperimentConfig:
+def parsed(content: Mapping[str, Any]) -> StudyConfig:
     return parse_config(dict(content), "tiny")
 
 
-def context(config: ExperimentConfig) -> RunContext:
+def context(config: StudyConfig) -> RunContext:
     """What the runs of an experiment share, with progress that nobody reads."""
     progress = Progress(Console(file=io.StringIO()), workload(config, plan_runs(config)))
     return RunContext(config, prepare(config.data, depth=config.evaluation.rerank_depth), CPU, progress)
@@ -288,13 +293,13 @@ class Trained:
     seen: dict[Task, list[list[list[list[int]]]]]
 
 
-def arm_model(config: ExperimentConfig, arm: str, *, seed: int = 1) -> UnifiedModel:
+def arm_model(config: StudyConfig, arm: str, *, seed: int = 1) -> UnifiedModel:
     """What an arm trains, before it does."""
     return UnifiedModel(arm_settings(config, arm)[1], CPU, seed=seed)
 
 
 def train_arm(
-    config: ExperimentConfig,
+    config: StudyConfig,
     arm: str,
     folder: Path,
     *,

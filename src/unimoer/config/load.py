@@ -30,26 +30,48 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: expected keys and values at the top level")
-    for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"--set {override}: write key=value, for example training.optimizer.lr=1e-3")
     try:
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(loaded, *(_parse_override(override) for override in overrides))
         content = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    return parse_config(content, str(path))
+    return parse_config(content, str(path), overrides)
 
 
-def parse_config(content: Any, where: str) -> StudyConfig:
-    """Validate plain data; `where` names its origin in messages."""
+def _parse_override(override: str) -> DictConfig:
+    key, separator, _ = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {override}: write key=value, for example training.optimizer.lr=1e-3")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException):
+        raise UserError(
+            f"--set {override}: the value of {key} cannot be read; check brackets and quotes, as in 'seeds=[42,123]'"
+        ) from None
+
+
+def parse_config(content: Any, where: str, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Validate plain data; `where` names its origin in messages, unless an override is to blame."""
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected keys and values at the top level")
     try:
         return StudyConfig.model_validate(content)
     except ValidationError as error:
+        to_blame = _to_blame(error, overrides)
+        if to_blame is not None:
+            where = f"--set {to_blame}"
         raise UserError(f"{where}: {_explain(error, StudyConfig)}") from error
+
+
+def _to_blame(error: ValidationError, overrides: Sequence[str]) -> str | None:
+    """The override that set the field of the first problem, or a part of it, or what it is part of."""
+    field = [str(part) for part in error.errors()[0]["loc"]]
+    for override in overrides:
+        key = override.partition("=")[0].split(".")
+        # A union's tag stands in the path of a problem and not in the key.
+        if key == [part for part in field if part in key][: len(key)] or (field and field == key[: len(field)]):
+            return override
+    return None
 
 
 def parse_model(content: Any, where: str) -> ModelConfig:
