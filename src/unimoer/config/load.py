@@ -65,7 +65,9 @@ def parse_config(content: Any, where: str, overrides: Sequence[str] = ()) -> Stu
 
 def _to_blame(error: ValidationError, overrides: Sequence[str]) -> str | None:
     """The override that set the field of the first problem, or a part of it, or what it is part of."""
-    field = [str(part) for part in error.errors()[0]["loc"]]
+    first = error.errors()[0]
+    # A rule over several fields has no place of its own: its message begins with the field.
+    field = [str(part) for part in first["loc"]] or first["msg"].removeprefix("Value error, ").split(":")[0].split(".")
     for override in overrides:
         key = override.partition("=")[0].split(".")
         # A union's tag stands in the path of a problem and not in the key.
@@ -86,7 +88,7 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem, as `field: what is wrong; what to do`."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    field = ".".join(path) or "configuration"
+    field = ".".join(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown key{did_you_mean(path[-1], _keys_beside(path, root))}{more}"
@@ -99,7 +101,8 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{field}.type: unknown '{tag}'{did_you_mean(tag, known)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
-    return f"{field}: {message[:1].lower()}{message[1:]}{given}{more}"
+    text = f"{message[:1].lower()}{message[1:]}{given}{more}"
+    return f"{field}: {text}" if field else text
 
 
 def _keys_beside(path: Sequence[str], root: type[BaseModel]) -> list[str]:
