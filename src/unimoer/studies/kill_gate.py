@@ -45,6 +45,7 @@ STUDY = Study(
     estimate=estimate,
     families=families,
     check=check,
+    starts=True,
     sections=(
         "verdict",
         "scores",

@@ -45,12 +45,14 @@ class Study:
     """Raises UserError for a configuration that cannot answer the question."""
     arms: tuple[str, ...] | None = None
     """Arms in place of the configuration's."""
+    starts: bool = False
+    """Whether the untrained start of every learned router is among the arms, at no extra typing."""
     renamed: tuple[str, str] | None = None
     """Part of the configuration's name, and what stands for it in the name of the output folder."""
 
     def prepare(self, config: StudyConfig) -> StudyConfig:
-        """The configuration that is run: checked, and with the start of every learned router among its arms."""
-        found = with_starts(config)
+        """The configuration that is run: checked, and with the arms that the study adds."""
+        found = with_starts(config) if self.starts else config
         self.check(found)
         if self.renamed is not None:
             found = found.model_copy(update={"name": found.name.replace(*self.renamed)})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from unimoer.experiments import progress as module
-from unimoer.experiments.progress import PRIOR, Clock, Progress, duration
+from unimoer.executors.progress import PRIOR, Clock, Progress, duration
 
 
 def test_nothing_is_known_before_anything_is_done() -> None:
