@@ -1,1 +1,0 @@
-"""Reads checkpoints and data, writes arrays; never trains."""
