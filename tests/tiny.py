@@ -31,7 +31,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from unimoer.config import StudyConfig, ModelConfig, SimilarityConfig, parse_config
+from unimoer.config import ModelConfig, SimilarityConfig, StudyConfig, parse_config
 from unimoer.data.collate import Collator, pad
 from unimoer.data.prepare import prepare, training_examples
 from unimoer.model.unified import UnifiedModel

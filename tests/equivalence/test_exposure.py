@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from unimoer.experiments.arms import arm_settings
+from unimoer.experiments.run import build_samplers
 
 import tiny
 from unimoer.config import BUILTIN, ExperimentConfig, SimilarityConfig
 from unimoer.data.prepare import training_examples
 from unimoer.data.sampling import Sample
-from unimoer.experiments.arms import arm_settings
-from unimoer.experiments.run import build_samplers
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.modes import schedule
 from unimoer.training.pilots import Examples, hold_out

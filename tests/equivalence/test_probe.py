@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from unimoer.experiments.run import RunContext, build_probe
 
 import tiny
 from unimoer.config import ExperimentConfig
 from unimoer.data.collate import Collator
-from unimoer.experiments.run import RunContext, build_probe
 from unimoer.losses.contrastive import infonce
 from unimoer.losses.ranking import group_softmax
 from unimoer.model.adapter import MoELoRALinear

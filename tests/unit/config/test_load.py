@@ -15,14 +15,14 @@ import tiny
 from unimoer.config import (
     BUILTIN,
     BCEConfig,
-    ExperimentConfig,
     GroupSoftmaxConfig,
     InfoNCEConfig,
+    StudyConfig,
     load_config,
     parse_config,
 )
 from unimoer.errors import UserError
-from unimoer.types import Task, TrainingMode
+from unimoer.types import Task
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 Make = Callable[..., dict[str, Any]]
@@ -58,20 +58,17 @@ def test_every_checked_in_configuration_loads_and_survives_a_round_trip(path: Pa
     dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     again = parse_config(yaml.safe_load(dumped), str(path))
     assert again == config
-    for arm in config.arms:
-        for seed in config.seeds:
-            assert again.run_hash(arm, seed) == config.run_hash(arm, seed)
 
 
 def test_the_tiers_are_those_of_the_issue() -> None:
     tiers = {path.stem: load_config(path) for path in CONFIGS}
     quick, full, qwen = tiers["quick"], tiers["full"], tiers["qwen3_msmarco"]
     assert (quick.model.adapter.rank, quick.seeds, len(quick.arms)) == (8, (42,), 3)
-    assert (full.model.adapter.rank, full.seeds, len(full.arms)) == (16, (42, 123, 456), 3)
+    assert (full.model.adapter.rank, full.seeds, len(full.arms)) == (16, (42, 123, 456, 789, 2026), 3)
     for config in (quick, full):
         assert config.model.base == "embedded:smollm2-135m"
         assert set(config.data.domains) == {"attack", "cwe", "hpo", "code"}
-        assert all(domain.evaluate for domain in config.data.domains.values())
+        assert config.evaluation.suites["test"].collections == "embedded"
     assert "Qwen3-0.6B-Base" in qwen.model.base
     assert (qwen.model.dtype, qwen.model.reranking.head, qwen.model.embedding.pooling) == ("bfloat16", "yes_no", "last")
     assert all(config.budget == "per_task" for config in tiers.values())
@@ -84,12 +81,12 @@ def test_the_tiers_are_those_of_the_issue() -> None:
         ("model__padding_side", "model.padding_side: unknown key; did you mean 'padding'?"),
         ("model__adapter__rnak", "model.adapter.rnak: unknown key; did you mean 'rank'?"),
         ("model__prompts__max_query_token", "did you mean 'max_query_tokens'?"),
-        ("data__domains__kitchen__test_query", "data.domains.kitchen.test_query: unknown key; did you mean 'test_quer"),
+        ("data__domains__kitchen__querys", "data.domains.kitchen.querys: unknown key; did you mean 'queries'?"),
         ("data__negatives__percentage", "data.negatives.percentage: unknown key; did you mean 'percent'?"),
         ("training__embedding__batchsize", "training.embedding.batchsize: unknown key; did you mean 'batch_size'?"),
         ("training__embedding__loss__temprature", "did you mean 'temperature'?"),
         ("training__optimizer__learning_rate", "training.optimizer.learning_rate: unknown key; choose from"),
-        ("evaluation__rerank_deep", "evaluation.rerank_deep: unknown key; did you mean 'rerank_depth'?"),
+        ("evaluation__suites__test__rerank_deep", "rerank_deep: unknown key; did you mean 'rerank_depth'?"),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_nearest_valid_one(make: Make, dotted: str, message: str) -> None:
@@ -125,8 +122,9 @@ def test_a_misspelt_key_inside_a_chosen_loss_is_named_with_that_losss_keys(make:
         ("training__reranking__loss", {"temperature": 2.0}, "training.reranking.loss.type: required, but missing"),
         ("data__domains", {}, "data.domains: "),
         ("data__domains__kitchen__weight", 0, "data.domains.kitchen.weight: "),
-        ("data__domains__kitchen__train", False, "data.domains: at least one domain needs train: true"),
-        ("data__domains__kitchen__evaluate", False, "data.domains: at least one domain needs evaluate: true"),
+        ("evaluation__suites", {}, "evaluation.suites: "),
+        ("evaluation__suites", {"../up": {}}, "evaluation.suites"),
+        ("criterion__pass_at", 0.5, "criterion: fail_below: 1 is above pass_at, 0.5"),
         ("data__negatives__strategy", "absolute", "data.negatives: strategy 'absolute' needs max_score"),
         ("model__reranking", {"head": "yes_no", "pooling": "mean"}, "model.reranking: head 'yes_no' reads"),
         ("trackers", ["mlflow"], "trackers.0: "),
@@ -249,13 +247,13 @@ def test_the_loss_is_chosen_by_its_type(make: Make) -> None:
 def test_overrides(make: Make, tmp_path: Path) -> None:
     path = tiny.write_yaml(make(), tmp_path / "c.yaml")
     overrides = ["training.optimizer.lr=1e-3", "seeds=[1,2]", "model.layers=2", "arms=[joint_single]"]
-    overrides += ["data.domains.kitchen.test_queries=null", "training.reranking.loss={type: bce, positive_weight: 3}"]
+    overrides += ["evaluation.suites.test.queries=null", "training.reranking.loss={type: bce, positive_weight: 3}"]
     config = load_config(path, overrides)
     assert config.training.optimizer.lr == 1e-3
     assert config.seeds == (1, 2)
     assert config.model.layers == 2
     assert config.arms == ("joint_single",)
-    assert config.data.domains["kitchen"].test_queries is None
+    assert config.evaluation.suites["test"].queries is None
     assert config.training.reranking.loss == BCEConfig(positive_weight=3)
     # What is not named stays.
     assert config.training.embedding == tiny.parsed(make()).training.embedding
@@ -269,7 +267,10 @@ def test_overrides(make: Make, tmp_path: Path) -> None:
         ("training.optimizer.lr", "write key=value"),
         ("=3", "write key=value"),
         ("training.embedding=3", "training.embedding: "),
-        ("name=[", ""),
+        ("name=[", "--set name=[: the value of name cannot be read; check brackets and quotes"),
+        ("seeds=[42", "--set seeds=[42: the value of seeds cannot be read"),
+        ("training.optimizer.lr=-1", "--set training.optimizer.lr=-1: training.optimizer.lr: input should be greater"),
+        ("arms=[joint]", "--set arms=[joint]: arms: unknown arm 'joint'"),
         ("data.domains.kitchen.source=${oc.env:NOT_SET_ANYWHERE}", ""),
         ("model.base=${nothing.here}", ""),
     ],
@@ -303,73 +304,14 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-CHANGES: list[tuple[str, Any]] = [
-    ("model__layers", 2),
-    ("model__adapter__rank", 2),
-    ("model__prompts__instruction", "other"),
-    ("data__domains__kitchen__train_queries", 5),
-    ("data__negatives__percent", 0.5),
-    ("training__embedding__steps", 7),
-    ("training__optimizer__lr", 0.5),
-    ("training__optimizer__accumulation", 2),
-    ("training__probe__every", 2),
-    ("training__ranking_weight", 0.5),
-    ("training__gradients", {"type": "pcgrad"}),
-    ("training__embedding__gradcache_rows", 4),
-    ("model__embedding__attention", "bidirectional"),
-    ("evaluation__rerank_depth", 3),
-    ("budget", "total"),
-]
-
-
-@pytest.mark.parametrize(("dotted", "value"), CHANGES)
-def test_the_hash_changes_with_what_changes_the_numbers(make: Make, dotted: str, value: Any) -> None:
-    one, other = tiny.parsed(make()), tiny.parsed(make(**{dotted: value}))
-    assert one.run_hash("joint_single", 1) != other.run_hash("joint_single", 1)
-
-
-@pytest.mark.parametrize(
-    ("dotted", "value"),
-    [
-        ("training__checkpoint_every", 77),
-        ("training__routing_every", 7),
-        ("evaluation__bootstrap", 500),
-        ("evaluation__latency_requests", 0),
-        ("name", "other"),
-        ("seeds", [1, 2, 3]),
-        ("arms", ["emb_only"]),
-        ("criterion__pass_at", 5.0),
-        ("trackers", ["tensorboard"]),
-    ],
-)
-def test_the_hash_stays_with_what_does_not(make: Make, dotted: str, value: Any) -> None:
-    """So that more seeds or arms can be added to an experiment, and what is done stays done."""
-    one, other = tiny.parsed(make()), tiny.parsed(make(**{dotted: value}))
-    assert one.run_hash("joint_single", 1) == other.run_hash("joint_single", 1)
-
-
-def test_the_stages_are_of_staged_runs_alone(make: Make) -> None:
-    one, other = tiny.parsed(make()), tiny.parsed(make(training__staged__stage1_lr=0.5))
-    assert one.run_hash("joint_single", 1) == other.run_hash("joint_single", 1)
-    assert one.run_hash("joint_staged", 1) != other.run_hash("joint_staged", 1)
-
-
-def test_the_hash_tells_arms_and_seeds_apart_and_is_the_same_tomorrow(make: Make) -> None:
-    config = tiny.parsed(make())
-    hashes = {config.run_hash(arm, seed) for arm in BUILTIN for seed in (1, 2)}
-    assert len(hashes) == 2 * len(BUILTIN)
-    assert all(len(digest) == 8 and int(digest, 16) >= 0 for digest in hashes)
-    assert tiny.parsed(make()).run_hash("emb_only", 1) == config.run_hash("emb_only", 1)
-
-
 def test_steps_by_arm_and_budget(make: Make) -> None:
     config = tiny.parsed(make(training__embedding__steps=10, training__reranking__steps=7))
-    assert config.steps(TrainingMode.JOINT_SINGLE, Task.EMBEDDING) == 10
-    assert config.steps(TrainingMode.EMB_ONLY, Task.RERANKING) == 0
+    assert config.steps(BUILTIN["joint_single"], Task.EMBEDDING) == 10
+    assert config.steps(BUILTIN["emb_only"], Task.RERANKING) == 0
 
 
 def test_a_configuration_does_not_change_after_loading(make: Make) -> None:
-    config: ExperimentConfig = tiny.parsed(make())
+    config: StudyConfig = tiny.parsed(make())
     with pytest.raises(ValueError, match="frozen"):
         config.name = "other"
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
+from unimoer.experiments.arms import arm_settings, count_parameters
 
 import tiny
 from unimoer.config import ALL_PROJECTIONS, BUILTIN, AdapterConfig
 from unimoer.config.arms import THREE_EXPERTS
 from unimoer.config.router import HardConfig, SoftmaxConfig, SparsegenConfig
 from unimoer.errors import UserError
-from unimoer.experiments.arms import arm_settings, count_parameters
 from unimoer.model.budget import TOLERANCE, BaseShape, measure_base, router_parameters, shape_of, solve_ranks
 
 Make = Callable[..., dict[str, Any]]

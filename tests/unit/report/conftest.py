@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from unimoer.experiments.summary import write_results
 
 _spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).parents[1] / "experiments" / "conftest.py")

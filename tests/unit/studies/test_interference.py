@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from study_folder import losing
 
+from study_folder import losing
 from unimoer.errors import UserError
 from unimoer.schema import Decision
 from unimoer.schema.plan import Criterion

@@ -1,74 +1,68 @@
-"""What an arm wins back: known answers, no ratio where nothing was lost, and a decision that arms do not touch."""
+"""What an arm wins back: known answers, no ratio where nothing was lost, and its own start beside a learned router."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from unimoer.experiments.recovery import NOTHING_LOST, TOO_LITTLE_LOST, ratio_interval, recover
-from unimoer.experiments.results import Scores, read_experiment
-from unimoer.experiments.summary import write_results
+from study_folder import arm_plan, write_study
+from unimoer.schema.results import ArmTask, Recovery
+from unimoer.studies.evidence import read_evidence
+from unimoer.studies.recovery import NOTHING_LOST, PRIMARY, TOO_LITTLE_LOST, recover
 from unimoer.types import Task
 
 Write = Callable[..., Path]
-SEEDS = (1, 2, 3)
-ROUTERS = {"moe": "sparsegen", "switch": "hard", "null": "random_frozen"}
+LEARNED = ("moe", "moe_start")
 
 
-def scores_of(levels: Mapping[str, float | tuple[float, float]], noise: float = 0.0, queries: int = 60) -> Scores:
-    """Mean scores by arm, the same in both data sets and both tasks unless an arm names one for each task; `best` is
-    the specialist of both."""
-    scores = Scores()
-    for position, task in enumerate(Task):
-        for arm, level in levels.items():
-            mean = level if isinstance(level, float) else level[position]
-            name = {"best": ("emb_only", "rank_only")[position]}.get(arm, arm)
-            for seed in SEEDS:
-                for dataset in ("hpo", "cwe"):
-                    spread = np.random.default_rng([len(dataset), position]).normal(0, 0.05, queries)
-                    own = np.random.default_rng([sum(arm.encode()), seed, position]).normal(0, noise, queries)
-                    values = mean + (spread - spread.mean()) + (own - own.mean())
-                    scores.files[name, seed, dataset, task] = Path(name)
-                    scores.per_query[name, seed, dataset, task] = {
-                        f"q{number}": {"ndcg@10": float(value)} for number, value in enumerate(values)
-                    }
-    return scores
+def recovered(folder: Path, levels: Mapping[str, float | tuple[float, float]], noise: float = 0.0) -> Recovery:
+    """Levels by arm, the same for both tasks unless an arm names one for each; `best` is the specialist of both."""
+    both = {
+        arm: dict(zip(Task, level if isinstance(level, tuple) else (level, level), strict=True))
+        for arm, level in levels.items()
+        if arm != "best"
+    }
+    best = levels["best"]
+    assert isinstance(best, float)
+    specialists = {"emb_only": {Task.EMBEDDING: best}, "rank_only": {Task.RERANKING: best}}
+    plans = {arm: arm_plan(arm) for arm in (*specialists, *both)}
+    plans |= {arm: arm_plan(arm, router="sparsegen", learned=arm == "moe") for arm in LEARNED if arm in both}
+    found = recover(read_evidence(write_study(folder / "s", specialists | both, noise=noise, arms=plans)))
+    assert found is not None
+    return found
 
 
-def recovered(levels: Mapping[str, float | tuple[float, float]], noise: float = 0.0) -> dict[str, Any]:
-    arms = [arm for arm in levels if arm not in ("best", "joint_single")]
-    return recover(scores_of(levels, noise), arms, ROUTERS, "ndcg@10", SEEDS, replicates=1000)
+def arm(found: Recovery, name: str, task: Task = Task.EMBEDDING) -> ArmTask:
+    return found.tasks[task].arms[name]
 
 
-def test_known_answers() -> None:
-    found = recovered({"best": 0.5, "joint_single": 0.4, "moe": 0.475, "switch": 0.52, "null": 0.38})
-    for where in (found["tasks"]["embedding"], found["datasets"]["hpo"]["reranking"]):
-        assert where["lost"]["mean"] == pytest.approx(0.1)
-        cell = where["arms"]["moe"]
-        assert cell["mean"] == pytest.approx(0.475)
-        assert cell["difference"]["mean"] == pytest.approx(0.075)
-        assert cell["difference"]["ci95"] == pytest.approx([0.075, 0.075])
-        assert cell["tir"]["mean"] == pytest.approx(5.0)
-        assert cell["recovery"]["mean"] == pytest.approx(75.0)
-        assert cell["recovery"]["ci95"] == pytest.approx([75.0, 75.0])
-        assert where["arms"]["switch"]["recovery"]["mean"] == pytest.approx(120.0), "better than the specialist"
-        assert where["arms"]["null"]["recovery"]["mean"] == pytest.approx(-20.0), "worse than the shared LoRA"
-    json.dumps(found, allow_nan=False)
+def test_known_answers(tmp_path: Path) -> None:
+    found = recovered(tmp_path, {"best": 0.5, "joint_single": 0.4, "moe": 0.475, "switch": 0.52, "null": 0.38})
+    assert found.tasks[Task.EMBEDDING].lost.mean == pytest.approx(0.1)
+    for cells in (found.tasks[Task.EMBEDDING].arms, found.datasets["hpo"][Task.RERANKING]):
+        assert cells["moe"].score.mean == pytest.approx(0.475)
+        assert cells["moe"].difference.mean == pytest.approx(0.075)
+        assert cells["moe"].difference.ci95 == pytest.approx((0.075, 0.075))
+        assert cells["moe"].tir.mean == pytest.approx(5.0)
+        assert cells["moe"].recovery.mean == pytest.approx(75.0)
+        assert cells["moe"].recovery.ci95 == pytest.approx((75.0, 75.0))
+        assert cells["switch"].recovery.mean == pytest.approx(120.0), "better than the specialist"
+        assert cells["null"].recovery.mean == pytest.approx(-20.0), "worse than the shared LoRA"
+    json.dumps(found.model_dump(mode="json"), allow_nan=False)
 
 
-def test_an_interval_holds_its_estimate_and_grows_with_noise() -> None:
-    levels = {"best": 0.5, "joint_single": 0.4, "moe": 0.45}
+def test_an_interval_holds_its_estimate_and_grows_with_noise(tmp_path: Path) -> None:
     widths = []
     for noise in (0.02, 0.06):
-        recovery = recovered(levels, noise)["tasks"]["embedding"]["arms"]["moe"]["recovery"]
-        low, high = recovery["ci95"]
-        assert low < recovery["mean"] < high
+        recovery = arm(
+            recovered(tmp_path / str(noise), {"best": 0.5, "joint_single": 0.4, "moe": 0.45}, noise), "moe"
+        ).recovery
+        low, high = recovery.ci95
+        assert low is not None and high is not None and recovery.mean is not None
+        assert low < recovery.mean < high
         widths.append(high - low)
     assert widths[0] < widths[1]
 
@@ -76,154 +70,64 @@ def test_an_interval_holds_its_estimate_and_grows_with_noise() -> None:
 @pytest.mark.parametrize(
     ("joint", "noise", "reason"), [(0.5, 0.0, NOTHING_LOST), (0.53, 0.05, NOTHING_LOST), (0.499, 0.1, TOO_LITTLE_LOST)]
 )
-def test_no_ratio_where_nothing_was_lost(joint: float, noise: float, reason: str) -> None:
-    cell = recovered({"best": 0.5, "joint_single": joint, "moe": 0.6}, noise)["tasks"]["embedding"]["arms"]["moe"]
-    assert cell["recovery"] == {"mean": None, "ci95": [None, None], "reason": reason}
-    assert cell["difference"]["mean"] == pytest.approx(0.6 - joint)
+def test_no_ratio_where_nothing_was_lost(joint: float, noise: float, reason: str, tmp_path: Path) -> None:
+    cell = arm(recovered(tmp_path, {"best": 0.5, "joint_single": joint, "moe": 0.6}, noise), "moe")
+    assert (cell.recovery.mean, cell.recovery.ci95, cell.recovery.reason) == (None, (None, None), reason)
+    assert cell.difference.mean == pytest.approx(0.6 - joint)
 
 
-def test_ratio_interval_is_the_percentile_interval_of_positive_denominators() -> None:
-    generator = np.random.default_rng(0)
-    numerator, denominator = generator.normal(1, 1, 10_000), generator.uniform(1, 2, 10_000)
-    expected = np.percentile(numerator / denominator, [2.5, 97.5])
-    assert ratio_interval(numerator, denominator) == pytest.approx(expected, abs=0.01)
+def test_a_learned_router_is_judged_against_its_own_start(tmp_path: Path) -> None:
+    """Most of what a prior gives is there before anything is learned."""
+    found = recovered(tmp_path, {"best": 0.5, "joint_single": 0.4, "moe": 0.47, "moe_start": 0.46, "switch": 0.45})
+    gained = arm(found, "moe").to_start
+    assert gained is not None and gained.mean == pytest.approx(0.01)
+    assert arm(found, "moe_start").to_start is None
+    assert arm(found, "switch").to_start is None
+    overall = found.arms["moe"].to_start
+    assert overall is not None and overall.mean == pytest.approx(2.0), "in points of the ratio"
+    learned = found.ranking.learned
+    assert learned is not None and (learned.arm, learned.rival) == ("moe", "moe_start")
 
 
-def test_ratio_interval_is_fiellers_where_denominators_come_near_zero() -> None:
-    """One replicate in a hundred has a negative denominator, and its ratio would land in the wrong tail."""
-    mean, error, z = np.array([1.0, 2.33]), np.array([1.0, 1.0]), 1.959964
-    generator = np.random.default_rng(1)
-    numerator, denominator = (generator.normal(m, s, 400_000) for m, s in zip(mean, error, strict=True))
-    # Of rho^2 (d^2 - z^2) - 2 rho n d + (n^2 - z^2) = 0, for independent estimates n and d of error 1.
-    a, b, c = mean[1] ** 2 - z**2, -2 * mean[0] * mean[1], mean[0] ** 2 - z**2
-    roots = sorted((-b + sign * math.sqrt(b * b - 4 * a * c)) / (2 * a) for sign in (-1, 1))
-    found = ratio_interval(numerator, denominator)
-    assert found is not None
-    assert found == pytest.approx(roots, rel=0.05, abs=0.05)
-    naive = np.percentile(numerator / denominator, 97.5)
-    assert naive < found[1] - 0.5, "the percentile interval is far too short"
-
-
-def test_ratio_interval_without_an_end() -> None:
-    generator = np.random.default_rng(2)
-    numerator = generator.normal(1, 1, 1000)
-    assert ratio_interval(numerator, generator.normal(1, 1, 1000)) is None
-    assert ratio_interval(numerator, np.zeros(1000)) is None
-
-
-def test_ranking_says_who_leads_and_who_cannot_be_told_apart() -> None:
+def test_ranking_says_who_leads_and_who_cannot_be_told_apart(tmp_path: Path) -> None:
     levels = {"best": 0.6, "joint_single": 0.4, "moe": 0.5, "switch": 0.501, "null": 0.41}
-    found = recovered(levels, noise=0.03)["tasks"]["embedding"]
-    assert found["ranking"] == ["switch", "moe", "null", "joint_single"]
-    assert found["not_told_apart"] == ["moe"] and found["confidence"] == pytest.approx(1 - 0.05 / 3)
-    assert (found["lead"]["arm"], found["lead"]["rival"]) == ("switch", "moe")
-    assert found["lead"]["mean"] == pytest.approx(0.001)
-    assert (found["learned_router"]["arm"], found["learned_router"]["rival"]) == ("moe", "switch")
-    assert found["learned_router"]["mean"] == pytest.approx(-0.001)
-    low, high = found["learned_router"]["ci95"]
-    assert low < 0 < high
+    found = recovered(tmp_path, levels, noise=0.03).tasks[Task.EMBEDDING].ranking
+    assert found.order == ["switch", "moe", "null", "joint_single"]
+    assert found.not_told_apart == ["moe"]
+    assert found.confidence == pytest.approx(1 - 0.05 / 3)
+    assert found.lead is not None and (found.lead.arm, found.lead.rival) == ("switch", "moe")
+    assert found.lead.mean == pytest.approx(0.001)
+    assert found.learned is not None and (found.learned.arm, found.learned.rival) == ("moe", "switch")
+    low, high = found.learned.ci95
+    assert low is not None and high is not None and low < 0 < high
 
 
-def test_the_shared_lora_may_win_and_nulls_are_not_learned() -> None:
-    found = recovered({"best": 0.5, "joint_single": 0.55, "null": 0.5})
-    overall = found["overall"]
-    assert overall["ranking"] == ["joint_single", "null"] and overall["not_told_apart"] == []
-    assert overall["learned_router"] is None
+def test_the_shared_lora_may_win(tmp_path: Path) -> None:
+    found = recovered(tmp_path, {"best": 0.5, "joint_single": 0.55, "null": 0.5})
+    assert found.ranking.order == ["joint_single", "null"]
+    assert found.ranking.not_told_apart == []
+    assert found.ranking.learned is None
 
 
-def test_overall_is_the_mean_of_both_ratios() -> None:
-    found = recovered({"best": 0.5, "joint_single": (0.45, 0.4), "moe": (0.5, 0.45), "switch": (0.4, 0.5)})
-    overall = found["overall"]
-    assert overall["arms"]["joint_single"]["tir"]["mean"] == pytest.approx(15.0)
-    assert overall["arms"]["moe"]["tir"]["mean"] == pytest.approx(5.0)
-    assert overall["arms"]["moe"]["difference"]["mean"] == pytest.approx(10.0)
-    assert overall["ranking"] == ["moe", "switch", "joint_single"]
-    assert found["tasks"]["reranking"]["ranking"][0] == "switch"
+def test_an_arm_is_judged_by_both_tasks(tmp_path: Path) -> None:
+    levels = {"best": 0.5, "joint_single": 0.4, "moe": (0.5, 0.3), "switch": (0.42, 0.42)}
+    found = recovered(tmp_path, levels)
+    assert found.ranking.order == ["switch", "moe", "joint_single"]
+    assert found.arms["moe"].tir.mean == pytest.approx((0 + 40) / 2)
+    assert found.arms["switch"].difference.mean == pytest.approx(20 - 16)
 
 
-def test_families_are_arms_by_tasks_and_by_data_sets() -> None:
-    found = recovered({"best": 0.5, "joint_single": 0.4, "moe": 0.45, "null": 0.4}, noise=0.05)
-    assert found["families"] == {"primary": 4, "exploratory": 8}
-    cells = [cell for task in found["tasks"].values() for cell in task["arms"].values()]
-    smallest = min(cells, key=lambda cell: cell["p_value"])
-    assert smallest["p_holm"] == pytest.approx(4 * smallest["p_value"])
-    assert all(cell["p_value"] <= cell["p_holm"] <= cell["p_bonferroni"] for cell in cells)
-    assert found["tasks"]["embedding"]["arms"]["moe"]["p_holm"] < 0.05
+def test_p_values_are_corrected_over_the_declared_family(tmp_path: Path) -> None:
+    found = recovered(tmp_path, {"best": 0.5, "joint_single": 0.4, "moe": 0.41, "switch": 0.42}, noise=0.05)
+    assert found.families[PRIMARY] == 4
+    for name in ("moe", "switch"):
+        cell = arm(found, name)
+        assert cell.p_value is not None and cell.p_bonferroni is not None and cell.p_holm is not None
+        assert cell.p_bonferroni == pytest.approx(min(1.0, 4 * cell.p_value))
+        assert cell.p_value <= cell.p_holm <= cell.p_bonferroni
 
 
-def test_a_specialist_of_zero_leaves_ratios_undefined() -> None:
-    found = recovered({"best": 0.0, "joint_single": 0.0, "moe": 0.0})
-    for key in found["overall"]["arms"].values():
-        assert key["tir"]["mean"] is None or math.isfinite(key["tir"]["mean"])
-    json.dumps(found, allow_nan=False)
-
-
-ARMS = {"joint_moe": {"embedding": 1.0, "reranking": 0.2}, "hard_switch": {"embedding": 0.5, "reranking": 0.3}}
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    write_results(folder)
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
-    return found
-
-
-def edit_plan(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    plan = json.loads((folder / "plan.json").read_text("utf-8"))
-    change(plan)
-    (folder / "plan.json").write_text(json.dumps(plan), "utf-8")
-
-
-def test_more_arms_leave_the_decision_as_it_was(write_experiment: Write) -> None:
-    folder = write_experiment(arms=ARMS, queries=20)
-    results = results_of(folder)
-    decision = (folder / "decision.json").read_bytes()
-    assert set(results["recovery"]["tasks"]["embedding"]["arms"]) == set(ARMS)
-    assert set(results["routing"]) == {"joint_moe"}, "a hard switch weighs nothing"
-    again = (folder / "results.json").read_bytes()
-    results_of(folder)
-    assert (folder / "results.json").read_bytes() == again
-
-    def forget(plan: dict[str, Any]) -> None:
-        plan["arms"] = [arm for arm in plan["arms"] if arm not in ARMS]
-        plan["runs"] = [run for run in plan["runs"] if run["arm"] not in ARMS]
-
-    edit_plan(folder, forget)
-    results = results_of(folder)
-    assert (folder / "decision.json").read_bytes() == decision
-    assert results["recovery"] is None and results["routing"] == {}
-
-
-def test_plans_from_before_arms_had_settings(write_experiment: Write) -> None:
-    folder = write_experiment(arms=ARMS, queries=20)
-    before = results_of(folder)
-    edit_plan(folder, lambda plan: plan.pop("arm_settings"))
-    found = results_of(folder)
-    assert found["recovery"]["tasks"]["embedding"]["arms"] == before["recovery"]["tasks"]["embedding"]["arms"]
-    assert found["recovery"]["overall"]["learned_router"] is None, "unknown routers are not called learned"
-    assert found["arm_details"]["joint_moe"]["settings"] is None
-    assert found["arm_details"]["joint_moe"]["costs"]["parameters_to_joint"] == 0.0
-
-
-def test_an_arm_for_one_task_is_not_compared(write_experiment: Write) -> None:
-    folder = write_experiment(arms=ARMS, queries=20)
-    for path in folder.glob("runs/hard_switch-*/eval/*/reranking/per_query.jsonl"):
-        path.unlink()
-    assert read_experiment(folder).joint_arms == ["joint_moe"]
-
-
-def test_costs_by_arm(write_experiment: Write) -> None:
-    folder = write_experiment(arms=ARMS, queries=20, seeds=(1, 2))
-    for number, path in enumerate(sorted(folder.glob("runs/joint_moe-*/status.json"))):
-        status = json.loads(path.read_text("utf-8"))
-        status |= {"train_seconds": 100.0 + 50 * number, "peak_memory_mb": 10.0 * (1 + number)}
-        status["serving"] = {"weights_mb": 300.0, "embedding_ms": 10.0 + number}
-        path.write_text(json.dumps(status), "utf-8")
-    found = results_of(folder)["arm_details"]
-    costs = found["joint_moe"]["costs"]
-    assert (costs["train_seconds"], costs["peak_memory_mb"], found["joint_moe"]["runs"]) == (125.0, 20.0, 2)
-    assert costs["serving"] == {"weights_mb": 300.0, "embedding_ms": 10.5}
-    assert found["hard_switch"]["costs"]["serving"] == {}, "runs from before it was measured"
-    assert costs["router_parameters"] == 1728 * 12
-    assert costs["parameters_to_joint"] == pytest.approx(100 * 1728 * 12 / 1_105_920)
-    assert found["joint_single"]["costs"]["parameters_to_joint"] == 0.0
-    assert found["hard_switch"]["settings"]["router"] == "hard"
+def test_without_other_arms_there_is_nothing_to_recover(tmp_path: Path) -> None:
+    levels = {"emb_only": {Task.EMBEDDING: 0.5}, "rank_only": {Task.RERANKING: 0.5}}
+    folder = write_study(tmp_path / "s", {**levels, "joint_single": dict.fromkeys(Task, 0.4)})
+    assert recover(read_evidence(folder)) is None

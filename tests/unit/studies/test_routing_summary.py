@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from unimoer.experiments.results import RunFolder
-from unimoer.experiments.routing_summary import mutual_information, summarise_routing
+from unimoer.config import RunSpec
+from unimoer.schema import Environment, RunStatus
+from unimoer.studies.evidence import RunFolder
+from unimoer.studies.routing_summary import mutual_information, summarise_routing
+from unimoer.types import Task
 
 EXPERTS = ["embedding", "reranking", "shared"]
 
@@ -23,7 +26,8 @@ def line(step: int, task: str, weights: Sequence[float], router: str = "0", **mo
 def run(folder: Path, lines: Sequence[dict[str, Any]], seed: int = 1) -> RunFolder:
     folder.mkdir(exist_ok=True)
     (folder / "routing.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), "utf-8")
-    return RunFolder("joint_moe", seed, folder, {}, {})
+    spec = RunSpec(arm="joint_moe", seed=seed, suites=())
+    return RunFolder(folder, spec, RunStatus(state="done", arm="joint_moe", seed=seed), Environment())
 
 
 def alternating(steps: int, embedding: Sequence[float], reranking: Sequence[float]) -> list[dict[str, Any]]:
@@ -56,15 +60,15 @@ def test_mutual_information(first: list[float], second: list[float], bits: float
 def test_the_last_quarter_counts(tmp_path: Path) -> None:
     found = summarise_routing([run(tmp_path / "a", alternating(8, [0.8, 0.2, 0.0], [0.2, 0.8, 0.0]))])
     assert found is not None
-    [router] = found["routers"]
-    assert router["tasks"]["embedding"]["weights"] == pytest.approx([0.8, 0.2, 0.0])
-    assert router["tasks"]["reranking"]["entropy"] == pytest.approx(0.9)
-    assert router["tasks"]["reranking"]["steps"] == [14, 16]
-    assert router["tasks"]["reranking"]["one_expert_share"] == 0.25
-    assert router["mutual_information"]["mean"] == pytest.approx(mutual_information([0.8, 0.2], [0.2, 0.8]))
-    assert found["mutual_information"] == router["mutual_information"]["mean"]
-    assert found["within_task"] == pytest.approx(0.0, abs=1e-12)
-    assert (found["experts"], found["units"]) == (EXPERTS, 3)
+    [router] = found.routers
+    assert router.tasks[Task.EMBEDDING].weights == pytest.approx([0.8, 0.2, 0.0])
+    assert router.tasks[Task.RERANKING].entropy == pytest.approx(0.9)
+    assert router.tasks[Task.RERANKING].steps == (14, 16)
+    assert router.tasks[Task.RERANKING].one_expert_share == 0.25
+    assert router.mutual_information == pytest.approx(mutual_information([0.8, 0.2], [0.2, 0.8]))
+    assert found.mutual_information == router.mutual_information
+    assert found.within_task == pytest.approx(0.0, abs=1e-12)
+    assert (found.experts, found.units) == (EXPERTS, 3)
 
 
 def test_what_was_there_before_anything_was_learned(tmp_path: Path) -> None:
@@ -74,20 +78,18 @@ def test_what_was_there_before_anything_was_learned(tmp_path: Path) -> None:
         line["weights"] = [1.0, 0.0, 0.0] if line["task"] == "embedding" else [0.5, 0.5, 0.0]
     found = summarise_routing([run(tmp_path / "a", lines)])
     assert found is not None
-    assert found["at_start"] == pytest.approx(mutual_information([1.0, 0.0], [0.5, 0.5]))
+    assert found.at_start == pytest.approx(mutual_information([1.0, 0.0], [0.5, 0.5]))
 
 
 def test_seeds_are_averaged_and_those_that_swap_roles_are_seen_to(tmp_path: Path) -> None:
     lines = alternating(8, [1, 0, 0], [0, 1, 0]), alternating(8, [0, 1, 0], [1, 0, 0])
     found = summarise_routing([run(tmp_path / str(seed), one, seed) for seed, one in enumerate(lines)])
     assert found is not None
-    [router] = found["routers"]
-    assert router["tasks"]["embedding"]["weights"] == pytest.approx([0.5, 0.5, 0.0])
-    assert router["mutual_information"] == {
-        "mean": pytest.approx(1.0),
-        "per_seed": {"0": pytest.approx(1.0), "1": pytest.approx(1.0)},
-        "of_mean_weights": pytest.approx(0.0),
-    }
+    [router] = found.routers
+    assert router.tasks[Task.EMBEDDING].weights == pytest.approx([0.5, 0.5, 0.0])
+    assert router.mutual_information == pytest.approx(1.0)
+    assert router.per_seed == {"0": pytest.approx(1.0), "1": pytest.approx(1.0)}
+    assert router.of_mean_weights == pytest.approx(0.0)
 
 
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_batches_that_differ_show_as_noise(tmp_path: Path) -> None:
     lines = [line(step, task, [step % 2, 1 - step % 2, 0]) for step in range(16) for task in ("embedding", "reranking")]
     found = summarise_routing([run(tmp_path / "a", lines)])
     assert found is not None
-    assert found["mutual_information"] == pytest.approx(0.0) and found["within_task"] == pytest.approx(1.0)
+    assert found.mutual_information == pytest.approx(0.0) and found.within_task == pytest.approx(1.0)
 
 
 def test_routers_in_the_order_of_layers(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_routers_in_the_order_of_layers(tmp_path: Path) -> None:
     lines = [line(1, task, [1, 0, 0], router=name) for name in names for task in ("embedding", "reranking")]
     found = summarise_routing([run(tmp_path / "a", lines)])
     assert found is not None
-    assert [(entry["router"], entry["layer"]) for entry in found["routers"]] == [
+    assert [(entry.router, entry.layer) for entry in found.routers] == [
         ("0", 0),
         ("2.mlp", 2),
         ("2.qkv", 2),
@@ -130,7 +132,7 @@ def test_routed_ranks_have_no_names(tmp_path: Path) -> None:
     lines = [line(1, task, [1 / 16] * 16, experts=["shared"]) for task in ("embedding", "reranking")]
     found = summarise_routing([run(tmp_path / "a", lines)])
     assert found is not None
-    assert found["units"] == 16 and found["experts"] == [] and found["routers"][0]["experts"] == []
+    assert found.units == 16 and found.experts == [] and found.routers[0].experts == []
 
 
 def test_nothing_logged_and_one_task_logged(tmp_path: Path) -> None:
@@ -138,4 +140,4 @@ def test_nothing_logged_and_one_task_logged(tmp_path: Path) -> None:
     assert summarise_routing([]) is None and summarise_routing([silent]) is None
     found = summarise_routing([silent, run(tmp_path / "one", [line(1, "embedding", [1, 0, 0])], seed=2)])
     assert found is not None
-    assert found["seeds"] == [2] and found["mutual_information"] is None and found["within_task"] is None
+    assert found.seeds == [2] and found.mutual_information is None and found.within_task is None

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-
-import tiny
-from unimoer.errors import UserError
 from unimoer.experiments.evaluation import checkpoint_folder, evaluate_checkpoint
 from unimoer.experiments.plan import plan_runs
 from unimoer.experiments.run import is_done
 from unimoer.experiments.runner import locked, run_experiment, run_single, workload
+
+import tiny
+from unimoer.errors import UserError
 from unimoer.files import read_json
 from unimoer.model.checkpoint import load_model
 from unimoer.types import Task
