@@ -48,6 +48,8 @@ class SuiteConfig(Strict):
     `path/to/file.trec`, or a folder with one `COLLECTION.trec` for each."""
     rerank_depth: int = Field(100, ge=1)
     """Candidates a query; of `bm25` and run files the same list for every arm."""
+    whole_search: bool = False
+    """Measure whole searches too: vectors fused with BM25, and that list reranked by the same model."""
 
 
 class EvaluationConfig(Strict):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from unimoer.evaluation.first_stage import SEARCH_DEPTH, is_shared, random_run, random_search
+from unimoer.evaluation.measures import Measure
 from unimoer.evaluation.metrics import ceiling, drop_identical, evaluate_run, mean, write_trec
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.evaluation.search import search
@@ -64,12 +65,24 @@ def rank(
     )
 
 
+def above(reranked: Run, rest: Run) -> Run:
+    """A whole ranking whose top is reranked: what was not reranked follows in its old order."""
+    found = {}
+    for query, scores in rest.items():
+        top = reranked.get(query, {})
+        # Ranks as scores: the two lists' own scores are of different kinds.
+        order = sorted(top, key=lambda document: (-top[document], document))
+        order += sorted((d for d in scores if d not in top), key=lambda document: (-scores[document], document))
+        found[query] = {document: float(-place) for place, document in enumerate(order)}
+    return found
+
+
 def write_evaluation(
     folder: Path,
     run: Run,
     collection: Collection,
     *,
-    task: Task,
+    measure: Measure,
     arm: str,
     seed: int,
     suite: str,
@@ -81,18 +94,18 @@ def write_evaluation(
 ) -> dict[str, float]:
     """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means."""
     per_query = evaluate_run(collection.qrels, run)
-    if task is Task.RERANKING:
+    reranked = measure is Measure.RERANKING
+    if reranked:
         per_query = {
             query: {name: value for name, value in values.items() if name.partition("@")[0] not in LISTED}
             for query, values in per_query.items()
         }
     means = mean(per_query)
-    reranked = task is Task.RERANKING
     shared = reranked and is_shared(first_stage)
     summary = EvaluationSummary(
         dataset=collection.name,
-        task=task,
-        arm=arm,
+        task=measure.task,
+        arm=arm + measure.suffix,
         seed=seed,
         suite=suite,
         key=key,

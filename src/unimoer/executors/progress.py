@@ -16,7 +16,14 @@ PLAIN_EVERY = 20.0
 """Seconds between two plain lines of the same activity."""
 
 
-PRIOR = {"train": 1.0, "evaluate embedding": 4.0, "evaluate reranking": 10.0, "reference": 0.1}
+PRIOR = {
+    "train": 1.0,
+    "evaluate embedding": 4.0,
+    "evaluate reranking": 10.0,
+    "evaluate fused": 0.1,
+    "evaluate search": 10.0,
+    "reference": 0.1,
+}
 """Rough relative cost of a unit of each kind of work, until a unit of it has been seen; `train` is one step."""
 
 

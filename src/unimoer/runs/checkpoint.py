@@ -115,7 +115,7 @@ def _system(
         return UnifiedModel(model, device, seed=seed) if arm == UNTRAINED else load_model(folder, device)
 
     evaluate(spec, target, load, watch, lambda seconds: None)
-    return [read_record(EvaluationSummary, place / "metrics.json") for *_, place in expected(target, spec)]
+    return [read_record(EvaluationSummary, one.folder / "metrics.json") for one in expected(target, spec)]
 
 
 def _name(source: str) -> str:

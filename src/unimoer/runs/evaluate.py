@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unimoer.config import RunSpec, SuiteSpec
-from unimoer.evaluation.evaluate import rank, write_evaluation
+from unimoer.evaluation.evaluate import above, rank, write_evaluation
 from unimoer.evaluation.first_stage import is_shared
+from unimoer.evaluation.fusion import fuse
+from unimoer.evaluation.measures import Measure
+from unimoer.evaluation.metrics import read_trec
 from unimoer.evaluation.suites import Collection
 from unimoer.model.unified import UnifiedModel
 from unimoer.runs.data import bm25, candidates, suite_data
 from unimoer.runs.events import Event, Watch
-from unimoer.runs.folder import expected
+from unimoer.runs.folder import Wanted, expected
 from unimoer.types import Run, Task
 
 REFERENCE = "reference"
@@ -34,57 +37,69 @@ def evaluate(
     """
     loaded: tuple[str, UnifiedModel | str] | None = None
     suites = {suite.name: suite for suite in spec.suites}
-    for name, moment, step, dataset, task, target in expected(folder, spec):
-        kind = f"evaluate {task}" if spec.train is not None or spec.model is not None else REFERENCE
-        if (target / "metrics.json").exists():
+    for wanted in expected(folder, spec):
+        kind = f"evaluate {wanted.measure}" if spec.train is not None or spec.model is not None else REFERENCE
+        if wanted.is_done:
             watch(Event("skip", work=kind, units=1))
             continue
-        if loaded is None or loaded[0] != moment:
+        if loaded is None or loaded[0] != wanted.moment:
             # One at a time: two copies of a large base may not fit beside each other.
             loaded = None
-            loaded = (moment, load(moment))
-        collection = suite_data(suites[name].suite)[dataset]
-        title = f"{spec.arm} seed {spec.seed}: {task} on {dataset}" + ("" if step is None else f" at step {step}")
-        watch(Event("say", title, f"{len(collection.qrels)} queries"))
+            loaded = (wanted.moment, load(wanted.moment))
         started = time.perf_counter()
-        _one(spec, suites[name], collection, task, step, loaded[1], target, watch, title)
+        _one(spec, suites[wanted.suite], wanted, loaded[1], watch)
         elapsed = time.perf_counter() - started
         watch(Event("spent", work=kind, units=1, seconds=elapsed))
         spent(elapsed)
 
 
-def _one(
-    spec: RunSpec,
-    suite: SuiteSpec,
-    collection: Collection,
-    task: Task,
-    step: int | None,
-    system: UnifiedModel | str,
-    target: Path,
-    watch: Watch,
-    title: str,
-) -> None:
+def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: UnifiedModel | str, watch: Watch) -> None:
+    collection = suite_data(suite.suite)[wanted.collection]
+    where = "" if wanted.step is None else f" at step {wanted.step}"
+    title = f"{spec.arm} seed {spec.seed}: {wanted.measure} on {wanted.collection}{where}"
+    watch(Event("say", title, f"{len(collection.qrels)} queries"))
+
     def report(done: int, total: int) -> None:
         watch(Event("say", title, f"{done}/{total} texts"))
 
-    depth = suite.suite.rerank_depth
-    offered: Run = bm25(suite.suite, collection.name)
-    if task is Task.RERANKING and is_shared(suite.suite.first_stage):
-        offered = candidates(suite.suite, collection.name)
-    elif task is Task.RERANKING and isinstance(system, UnifiedModel):
-        offered = rank(system, collection, {}, Task.EMBEDDING, depth=depth, batch_tokens=spec.batch_tokens)
-    found = rank(system, collection, offered, task, depth=depth, batch_tokens=spec.batch_tokens, report=report)
+    depth, tokens = suite.suite.rerank_depth, spec.batch_tokens
+    offered = _offered(suite, wanted, collection, system, tokens)
+    if wanted.measure is Measure.FUSED:
+        found = offered
+    else:
+        task = Task.RERANKING if wanted.measure is Measure.SEARCH else wanted.measure.task
+        found = rank(system, collection, offered, task, depth=depth, batch_tokens=tokens, report=report)
+        if wanted.measure is Measure.SEARCH:
+            found = above(found, offered)
     write_evaluation(
-        target,
+        wanted.folder,
         found,
         collection,
-        task=task,
+        measure=wanted.measure,
         arm=spec.arm,
         seed=spec.seed,
         suite=suite.name,
         key=suite.key(spec.key, spec.train.model if spec.train is not None else spec.model),
-        step=step,
+        step=wanted.step,
         first_stage=suite.suite.first_stage,
         candidates=offered,
         depth=depth,
     )
+
+
+def _offered(
+    suite: SuiteSpec, wanted: Wanted, collection: Collection, system: UnifiedModel | str, batch_tokens: int
+) -> Run:
+    """What a measure begins with: BM25's ranking, the first stage's candidates, or both kinds of search fused."""
+    ranked = bm25(suite.suite, collection.name)
+    match wanted.measure:
+        case Measure.FUSED:
+            # The system's own search has just been written beside it.
+            return fuse([ranked, read_trec(wanted.folder.with_name(Measure.EMBEDDING.value) / "run.trec")])
+        case Measure.SEARCH:
+            return read_trec(wanted.folder.with_name(Measure.FUSED.value) / "run.trec")
+        case Measure.RERANKING if is_shared(suite.suite.first_stage):
+            return candidates(suite.suite, collection.name)
+        case Measure.RERANKING if isinstance(system, UnifiedModel):
+            return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
+    return ranked

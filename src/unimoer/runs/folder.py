@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from unimoer.config import RunSpec
 from unimoer.errors import UserError
+from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
 from unimoer.schema import RunStatus, read_record
 from unimoer.types import Task
@@ -62,14 +64,31 @@ def evaluation_folder(folder: Path, spec: RunSpec, suite: str, moment: str) -> P
     return folder / "eval" / f"{suite}-{found.key(spec.key, model)}" / moment
 
 
-def expected(folder: Path, spec: RunSpec) -> Iterator[tuple[str, str, int | None, str, Task, Path]]:
-    """(suite, moment, step, collection, task, folder) of every evaluation that a run is to have."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One evaluation that a run is to have."""
+
+    suite: str
+    moment: str
+    step: int | None
+    collection: str
+    measure: Measure
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "metrics.json").exists()
+
+
+def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
+    """Every evaluation that a run is to have, in an order in which each finds what it is made from."""
+    has_model = spec.train is not None or spec.model is not None
     for suite in spec.suites:
         for moment, step in moments(spec):
             root = evaluation_folder(folder, spec, suite.name, moment)
             for name in suite.fingerprints:
-                for task in suite.tasks:
-                    yield suite.name, moment, step, name, task, root / name / task.value
+                for measure in measures(suite.tasks, whole=suite.suite.whole_search, has_model=has_model):
+                    yield Wanted(suite.name, moment, step, name, measure, root / name / measure.value)
 
 
 def is_trained(folder: Path) -> bool:
@@ -80,7 +99,7 @@ def is_done(folder: Path, spec: RunSpec) -> bool:
     """Whether everything that the specification asks for is there."""
     if not (folder / "status.json").exists() or read_record(RunStatus, folder / "status.json").state != "done":
         return False
-    return all((target / "metrics.json").exists() for *_, target in expected(folder, spec))
+    return all(wanted.is_done for wanted in expected(folder, spec))
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:

@@ -108,10 +108,19 @@ def read_evidence(folder: Path) -> Evidence:
     for entry in plan.runs:
         run = _read_run(folder / "runs" / Path(entry.folder).name, entry.variant)
         runs.append(run)
-        for suite, _, step, dataset, task, target in expected(run.folder, run.spec):
-            key = Key(suite, run.spec.variant, run.arm, run.seed, step, dataset, task)
-            scores.add(key, read_per_query(target / "per_query.jsonl"), str(target / "per_query.jsonl"))
-            summaries[key] = read_record(EvaluationSummary, target / "metrics.json", HINT)
+        for wanted in expected(run.folder, run.spec):
+            measure, file = wanted.measure, wanted.folder / "per_query.jsonl"
+            key = Key(
+                wanted.suite,
+                run.spec.variant,
+                run.arm + measure.suffix,
+                run.seed,
+                wanted.step,
+                wanted.collection,
+                measure.task,
+            )
+            scores.add(key, read_per_query(file), str(file))
+            summaries[key] = read_record(EvaluationSummary, file.with_name("metrics.json"), HINT)
     scores.check_paired()
     return Evidence(folder, plan, scores, runs, summaries)
 

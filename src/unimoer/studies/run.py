@@ -18,7 +18,8 @@ from unimoer.executors.progress import Progress
 from unimoer.files import write_text
 from unimoer.runs import Watch, execute, is_done
 from unimoer.runs.data import training_data
-from unimoer.runs.folder import locked, moments
+from unimoer.runs.evaluate import REFERENCE
+from unimoer.runs.folder import expected, locked
 from unimoer.schema import Plan, Results, write_record
 from unimoer.studies import find_study, summary
 from unimoer.studies.costs import describe_arms
@@ -135,10 +136,8 @@ def workload(specs: Sequence[RunSpec]) -> dict[str, int]:
         if spec.train is not None:
             work.update({f"train {task}": count for task, count in spec.train.steps.items()})
         needs_model = spec.train is not None or spec.model is not None
-        for suite in spec.suites:
-            for task in suite.tasks:
-                kind = f"evaluate {task}" if needs_model else "reference"
-                work[kind] += len(suite.fingerprints) * len(moments(spec))
+        for wanted in expected(Path(), spec):
+            work[f"evaluate {wanted.measure}" if needs_model else REFERENCE] += 1
     return dict(work)
 
 

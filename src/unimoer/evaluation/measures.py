@@ -1,0 +1,39 @@
+"""What is measured of a system on a collection: its two tasks alone, and whole searches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from unimoer.types import Task
+
+
+class Measure(StrEnum):
+    EMBEDDING = "embedding"
+    """Its vectors over the whole corpus."""
+    RERANKING = "reranking"
+    """Its order of the first stage's candidates."""
+    FUSED = "fused"
+    """Its vectors and BM25 over the whole corpus, by reciprocal rank fusion."""
+    SEARCH = "search"
+    """The fused list, its top reranked by the same system: a search as it is served."""
+
+    @property
+    def task(self) -> Task:
+        """Whose table it stands in: whole searches rank the corpus, as an embedding does."""
+        return Task.RERANKING if self is Measure.RERANKING else Task.EMBEDDING
+
+    @property
+    def suffix(self) -> str:
+        """Of the system's name in tables."""
+        return {Measure.FUSED: "+bm25", Measure.SEARCH: "+bm25+rerank"}.get(self, "")
+
+
+def measures(tasks: Sequence[Task], *, whole: bool, has_model: bool) -> list[Measure]:
+    """What is measured of a system that serves `tasks`; whole searches on request, and not of references."""
+    found = [Measure(task.value) for task in tasks]
+    if whole and has_model and Task.EMBEDDING in tasks:
+        found.append(Measure.FUSED)
+        if Task.RERANKING in tasks:
+            found.append(Measure.SEARCH)
+    return found
