@@ -46,9 +46,7 @@ def write_study(
     """
     generator = np.random.default_rng(0)
     scores = Scores()
-    trained = {arm: plan for arm, plan in (arms or {}).items()} or {
-        arm: arm_plan(arm) for arm in levels if arm not in REFERENCES
-    }
+    trained = dict(arms or {arm: arm_plan(arm) for arm in levels if arm not in REFERENCES})
     everything = {**{name: dict.fromkeys(Task, level) for name, level in REFERENCES.items()}, **levels}
     for arm, by_task in everything.items():
         for seed in (0,) if arm in ("bm25", "random") else seeds:

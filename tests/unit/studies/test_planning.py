@@ -245,7 +245,7 @@ def test_a_misspelt_study_is_named_with_the_nearest(experiment: Make) -> None:
 
 def test_the_verdict_needs_its_three_arms(experiment: Make) -> None:
     config = tiny.parsed(experiment(arms=["emb_only", "joint_single"]))
-    with pytest.raises(UserError, match="arms: the verdict compares .* 'rank_only' is not among them"):
+    with pytest.raises(UserError, match=r"arms: the verdict compares .* 'rank_only' is not among them"):
         STUDIES["kill-gate"].prepare(config)
 
 
