@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import torch
-from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM as Causal
@@ -31,14 +30,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from unimoer.config import ModelConfig, SimilarityConfig, StudyConfig, parse_config
+from unimoer.config import ModelConfig, StudyConfig, TrainSpec, parse_config
 from unimoer.data.collate import Collator, pad
-from unimoer.data.prepare import prepare, training_examples
+from unimoer.data.prepare import TrainingDomain, prepare
 from unimoer.model.unified import UnifiedModel
-from unimoer.studies.arms import arm_settings
-from unimoer.tracking import Tracker
+from unimoer.studies import planning
+from unimoer.training import setup
 from unimoer.training.loop import train
-from unimoer.training.pilots import hold_out
 from unimoer.training.state import Counters
 from unimoer.types import (
     Document,
@@ -260,12 +258,6 @@ def parsed(content: Mapping[str, Any]) -> StudyConfig:
     return parse_config(dict(content), "tiny")
 
 
-def context(config: StudyConfig) -> RunContext:
-    """What the runs of an experiment share, with progress that nobody reads."""
-    progress = Progress(Console(file=io.StringIO()), workload(config, plan_runs(config)))
-    return RunContext(config, prepare(config.data, depth=config.evaluation.rerank_depth), CPU, progress)
-
-
 class InterruptedRunError(Exception):
     """Stands for whatever stops a run between two steps."""
 
@@ -293,9 +285,18 @@ class Trained:
     seen: dict[Task, list[list[list[list[int]]]]]
 
 
+def train_spec(config: StudyConfig, name: str, *, seed: int = 1) -> TrainSpec:
+    """What a run of an arm trains, resolved."""
+    return planning.train_spec(config, name, seed, CPU)
+
+
 def arm_model(config: StudyConfig, arm: str, *, seed: int = 1) -> UnifiedModel:
     """What an arm trains, before it does."""
-    return UnifiedModel(arm_settings(config, arm)[1], CPU, seed=seed)
+    return UnifiedModel(train_spec(config, arm).model, CPU, seed=seed)
+
+
+def domains(config: StudyConfig) -> dict[str, TrainingDomain]:
+    return prepare(config.data)
 
 
 def train_arm(
@@ -306,42 +307,32 @@ def train_arm(
     seed: int = 1,
     stop_after: int | None = None,
     model: UnifiedModel | None = None,
+    keep: Sequence[int] = (),
 ) -> Trained:
     """One arm through the real loop, tracker and probe; raises `InterruptedRunError` after a step when told to.
 
     `model` stands in for the arm's fresh one.
     """
-    mode, (settings, described) = config.arm(arm).mode, arm_settings(config, arm)
-    shared = replace(context(config), config=settings)
-    model = UnifiedModel(described, CPU, seed=seed) if model is None else model
-    datasets = {name: domain.dataset for name, domain in shared.domains.items()}
-    options: Any = {
-        "instructions": shared.instructions,
-        "padding": config.model.padding,
-        "multiple": config.training.pad_to_multiple,
-        "head": described.reranking.head,
-    }
-    collator = Recorder(model.prompter, datasets, **options)
-    collator.seen = {task: [] for task in Task}
-    joint = len(mode.tasks) > 1 and config.training.probe.every > 0
-    plain = Collator(model.prompter, datasets, **options)
-    examples = training_examples(shared.domains)
-    if isinstance(described.adapter.router, SimilarityConfig):
-        examples, _ = hold_out(examples, described.adapter.router.pilot_queries)
-    probe = build_probe(shared, mode, seed, plain, folder) if joint else None
+    spec = train_spec(config, arm, seed=seed)
+    model = UnifiedModel(spec.model, CPU, seed=seed) if model is None else model
+    seen: dict[Task, list[list[list[list[int]]]]] = {task: [] for task in Task}
+    real = setup.build
+
+    def recorded(*arguments: Any, **options: Any) -> setup.Run:
+        run = real(*arguments, **options)
+        # The probe keeps the collator that it was built with: what it reads is no part of the curriculum.
+        run.collator = copy.copy(run.collator)
+        run.collator.__class__ = Recorder
+        run.collator.seen = seen  # type: ignore[attr-defined]
+        return run
 
     def stop(step: int, *_: object) -> None:
         if step == stop_after:
             raise InterruptedRunError
 
-    tracker = Tracker(folder)
-    torch.manual_seed(seed)
-    try:
-        samplers = build_samplers(shared, mode, seed, examples)
-        counters = train(settings, mode, model, samplers, collator, folder, tracker=tracker, probe=probe, progress=stop)
-    finally:
-        tracker.close()
-    return Trained(model, counters, collator.seen)
+    with mock.patch("unimoer.training.loop.build", recorded):
+        counters = train(spec, model, domains(config), folder, keep=keep, progress=stop)
+    return Trained(model, counters, seen)
 
 
 def write_yaml(content: Mapping[str, Any], path: Path) -> Path:

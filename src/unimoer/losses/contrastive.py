@@ -19,9 +19,36 @@ def infonce(
 ) -> tuple[Tensor, dict[str, float]]:
     """InfoNCE with in-batch and mined negatives; document i is the positive of query i.
 
-    Every other document is a negative unless it is known to be relevant (`relevant`), or its cosine exceeds the
-    positive's by more than `false_negative_margin` (the threshold mask of Qwen3-Embedding, arXiv 2506.05176; the
-    comparison uses cosines, before the temperature).
+    The mean over queries of the cross-entropy of `infonce_logits`, which has the arguments.
+    """
+    logits, masked = infonce_logits(
+        queries, documents, relevant, temperature=temperature, false_negative_margin=false_negative_margin
+    )
+    rows = torch.arange(len(queries), device=queries.device)
+    loss = F.cross_entropy(logits, rows)
+    with torch.no_grad():
+        metrics = {
+            "infonce": loss.item(),
+            "in_batch_accuracy": (logits.argmax(1) == rows).float().mean().item(),
+            "positive_cosine": (queries * documents[: len(queries)]).sum(1).mean().item(),
+            "masked_negatives": masked.float().sum(1).mean().item(),
+        }
+    return loss, metrics
+
+
+def infonce_logits(
+    queries: Tensor,
+    documents: Tensor,
+    relevant: Tensor,
+    *,
+    temperature: float,
+    false_negative_margin: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`[Q, D]`: cosines over the temperature, minus infinity where `[Q, D]`, the second result, masks a document.
+
+    Every document but the query's own is a negative unless it is known to be relevant (`relevant`), or its cosine
+    exceeds the positive's by more than `false_negative_margin` (the threshold mask of Qwen3-Embedding, arXiv
+    2506.05176; the comparison uses cosines, before the temperature).
 
     Args:
         queries: `[Q, d]`, unit length, float32.
@@ -34,16 +61,7 @@ def infonce(
     if false_negative_margin is not None:
         masked |= cosine.detach() > cosine.detach()[rows, rows].unsqueeze(1) + false_negative_margin
     masked[rows, rows] = False
-    logits = (cosine / temperature).masked_fill(masked, -torch.inf)
-    loss = F.cross_entropy(logits, rows)
-    with torch.no_grad():
-        metrics = {
-            "infonce": loss.item(),
-            "in_batch_accuracy": (logits.argmax(1) == rows).float().mean().item(),
-            "positive_cosine": cosine[rows, rows].mean().item(),
-            "masked_negatives": masked.float().sum(1).mean().item(),
-        }
-    return loss, metrics
+    return (cosine / temperature).masked_fill(masked, -torch.inf), masked
 
 
 def matryoshka_infonce(

@@ -1,27 +1,17 @@
-"""Do the tasks pull a layer in different directions? Gradients of both, at the same weights, layer by layer.
+"""Do two tasks pull a layer in different directions? Arithmetic on the inner products of their gradients.
 
-Measured on the frozen weights W under the adapters, not on A and B: the factorisation (A, B) -> (RA, B R^-1) leaves
-the model unchanged but changes any cosine between gradients of A or B, and the gradient of A is zero at the start.
-dL/dW has neither fault. A cosine is only as good as the two gradients it compares, so each probe also measures how
-well a task agrees with itself on two halves of its own batch; that reliability is the ceiling for any agreement.
+A cosine is only as good as the two gradients it compares, so each task's gradient is also compared with itself on two
+halves of its own batch; that reliability is the ceiling for any agreement. Beside it stands a null: the cosine of both
+tasks' gradients on the same texts with their labels shuffled, which is what the model and the texts alone agree on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
-
-from unimoer.config import TrainingConfig
-from unimoer.data.collate import Collator
-from unimoer.data.sampling import TaskSampler
-from unimoer.model.unified import UnifiedModel
-from unimoer.tracking import JsonlWriter
-from unimoer.training.objectives import compute_loss
-from unimoer.types import Task
 
 
 @dataclass(frozen=True)
@@ -29,12 +19,17 @@ class LayerConflict:
     """Agreement of two gradients in one layer.
 
     `magnitude_similarity` is 2 |e| |r| / (|e|^2 + |r|^2) (Yu et al., NeurIPS 2020, arXiv 2001.06782).
-    `cosine_corrected` divides the cosine by what the two reliabilities allow (Spearman's correction for
-    attenuation); it is null when a reliability is not positive.
+    `half_cosine_*` is the cosine of a task's gradients on the two halves of its batch, `reliability_*` the same for
+    the whole batch, which may be below 0. `cosine_corrected` divides the cosine by what the two reliabilities allow
+    (Spearman's correction for attenuation); it is null when a reliability is not positive. One probe's correction is
+    noisy: over several, see `ceiling`.
     """
 
     cosine: float
     cosine_corrected: float | None
+    null_cosine: float
+    half_cosine_embedding: float
+    half_cosine_reranking: float
     reliability_embedding: float
     reliability_reranking: float
     norm_embedding: float
@@ -43,25 +38,23 @@ class LayerConflict:
     magnitude_similarity: float
 
 
-Halves = tuple[list[Tensor], list[Tensor]]
-"""Gradients of one layer's matrices on the two halves of a batch."""
-
-
-def compare(embedding: Halves, reranking: Halves) -> LayerConflict:
-    """Compare two tasks in one layer from the gradients of two halves of each task's batch."""
-    halves = [_dot(embedding[0], embedding[0]), _dot(embedding[1], embedding[1]), _dot(*embedding)]
-    other = [_dot(reranking[0], reranking[0]), _dot(reranking[1], reranking[1]), _dot(*reranking)]
-    cross = sum(_dot(first, second) for first in embedding for second in reranking) / 4
-    norm_e = math.sqrt(max(0.0, (halves[0] + halves[1] + 2 * halves[2]) / 4))
-    norm_r = math.sqrt(max(0.0, (other[0] + other[1] + 2 * other[2]) / 4))
-    cosine = cross / (norm_e * norm_r) if norm_e * norm_r > 0 else 0.0
-    reliabilities = [_full_length(*halves), _full_length(*other)]
-    ceiling = math.sqrt(reliabilities[0] * reliabilities[1]) if min(reliabilities) > 0 else 0.0
+def compare(gram: Tensor, null: Tensor) -> LayerConflict:
+    """From inner products: `gram [4, 4]` of the halves (embedding, embedding, reranking, reranking), `null [2, 2]` of
+    both tasks with shuffled labels."""
+    whole = gram.double().view(2, 2, 2, 2).mean((1, 3))
+    norm_e, norm_r = (math.sqrt(max(0.0, float(square))) for square in whole.diagonal())
+    cosine = _cosine(whole)
+    halves = [_cosine(gram[start : start + 2, start : start + 2]) for start in (0, 2)]
+    reliable = [whole_batch(half) for half in halves]
+    limit = math.sqrt(reliable[0] * reliable[1]) if min(reliable) > 0 else 0.0
     return LayerConflict(
         cosine=cosine,
-        cosine_corrected=max(-1.0, min(1.0, cosine / ceiling)) if ceiling > 0 else None,
-        reliability_embedding=reliabilities[0],
-        reliability_reranking=reliabilities[1],
+        cosine_corrected=max(-1.0, min(1.0, cosine / limit)) if limit > 0 else None,
+        null_cosine=_cosine(null),
+        half_cosine_embedding=halves[0],
+        half_cosine_reranking=halves[1],
+        reliability_embedding=reliable[0],
+        reliability_reranking=reliable[1],
         norm_embedding=norm_e,
         norm_reranking=norm_r,
         magnitude_ratio=norm_e / norm_r if norm_r > 0 else 0.0,
@@ -69,72 +62,24 @@ def compare(embedding: Halves, reranking: Halves) -> LayerConflict:
     )
 
 
-def _dot(first: list[Tensor], second: list[Tensor]) -> float:
-    return sum(float(torch.sum(a.float() * b.float())) for a, b in zip(first, second, strict=True))
+def whole_batch(half: float) -> float:
+    """Split-half cosine stepped up to the whole batch (Spearman-Brown: 2c / (1 + c)), at least -1.
 
-
-def _full_length(first: float, second: float, cross: float) -> float:
-    """Split-half cosine stepped up to the whole batch (Spearman-Brown: 2c / (1 + c))."""
-    if first <= 0 or second <= 0:
-        return 0.0
-    half = cross / math.sqrt(first * second)
-    return 2 * half / (1 + half) if half > -1 else -1.0
-
-
-class ConflictProbe:
-    """Every so many steps, measures both tasks on batches of its own and writes one line a layer.
-
-    Its samplers have a seed of their own: probing never changes what the run trains on, and every probe of a run
-    reads fresh batches. Reranking groups use mined negatives throughout, so that probes are comparable over time.
+    Halves that contradict each other have no meaningful reliability; the formula runs to minus infinity there.
     """
+    return max(-1.0, 2 * half / (1 + half)) if half > -1 else -1.0
 
-    def __init__(self, every: int, samplers: dict[Task, TaskSampler], collator: Collator, writer: JsonlWriter) -> None:
-        self.every = every
-        self.samplers = samplers
-        self.collator = collator
-        self.writer = writer
 
-    def is_due(self, step: int) -> bool:
-        return self.every > 0 and (step == 1 or step % self.every == 0)
+def ceiling(embedding: Sequence[float], reranking: Sequence[float]) -> float | None:
+    """The cosine that two tasks could reach at most, from the half cosines of several probes (or layers) of each.
 
-    def rewind(self, step: int) -> None:
-        """Forget lines past `step` and bring the probe's samplers to where they stood then."""
-        self.writer.rewind(step)
-        for _ in range(sum(self.is_due(s) for s in range(1, step + 1))):
-            self._draw()
+    Half cosines are averaged first, then stepped up, and the root comes last: noise around a reliability of 0 averages
+    out, while cut at 0 one by one the same values would stand above 0. None where a task's mean is not positive.
+    """
+    means = [sum(values) / len(values) if values else 0.0 for values in (embedding, reranking)]
+    return math.sqrt(whole_batch(means[0]) * whole_batch(means[1])) if min(means) > 0 else None
 
-    def _draw(self) -> dict[Task, list[Any]]:
-        """Two half batches of each task, all of one domain, so that the halves differ in queries only."""
-        halves: dict[Task, list[Any]] = {}
-        for task, sampler in self.samplers.items():
-            domain, samples = sampler.next()
-            middle = len(samples) // 2
-            collate = self.collator.embedding if task is Task.EMBEDDING else self.collator.reranking
-            halves[task] = [collate(domain, samples[:middle]), collate(domain, samples[middle:])]
-        return halves
 
-    def measure(self, model: UnifiedModel, config: TrainingConfig, step: int) -> None:
-        """Write one line a layer for this step; leaves parameters, gradients and random numbers as they were."""
-        layers = model.frozen_weights()
-        weights = [weight for group in layers.values() for weight in group]
-        training = model.training
-        model.eval()
-        for weight in weights:
-            weight.requires_grad_(True)
-        gradients: dict[Task, list[dict[int, list[Tensor]]]] = {}
-        try:
-            for task, halves in self._draw().items():
-                gradients[task] = []
-                for batch in halves:
-                    loss, _ = compute_loss(model, batch, config)
-                    flat = iter(torch.autograd.grad(loss, weights))
-                    gradients[task].append({index: [next(flat) for _ in group] for index, group in layers.items()})
-        finally:
-            for weight in weights:
-                weight.requires_grad_(False)
-            model.train(training)
-        for index in layers:
-            embedding, reranking = (
-                (gradients[task][0][index], gradients[task][1][index]) for task in (Task.EMBEDDING, Task.RERANKING)
-            )
-            self.writer.write({"step": step, "layer": index, **vars(compare(embedding, reranking))})
+def _cosine(gram: Tensor) -> float:
+    (first, cross), (_, second) = gram.tolist()
+    return cross / math.sqrt(first * second) if first > 0 and second > 0 else 0.0

@@ -30,7 +30,13 @@ def split_rows(batch: TokenBatch, rows: int) -> list[TokenBatch]:
 
 
 def cached_loss(
-    chunks: Sequence[TokenBatch], embed: Embed, loss: Loss, parameters: Sequence[nn.Parameter]
+    chunks: Sequence[TokenBatch],
+    embed: Embed,
+    loss: Loss,
+    parameters: Sequence[nn.Parameter],
+    *,
+    rows: int | None = None,
+    total: Callable[[float], float] = lambda own: own,
 ) -> tuple[Tensor, dict[str, float]]:
     """`loss(embeddings of all chunks) + sum of side losses`, whose backward pass goes chunk by chunk.
 
@@ -46,35 +52,38 @@ def cached_loss(
         embed: called twice for every chunk, so it must not count anything or move a router's bias.
         loss: has no parameters of its own; they would get no gradient.
         parameters: everything trained that `embed` reaches; what is left out gets no gradient.
+        rows: of the whole batch, where other processes have a part of it.
+        total: adds up the side losses of all processes.
     """
     device = parameters[0].device
-    rows = [len(chunk.input_ids) for chunk in chunks]
-    shares = [count / sum(rows) for count in rows]
+    counts = [len(chunk.input_ids) for chunk in chunks]
+    shares = [count / (rows or sum(counts)) for count in counts]
     states: list[RandomState] = []
     parts: list[Tensor] = []
     sides: list[Tensor] = []
     with torch.no_grad():
         for chunk in chunks:
-            states.append(_random_state(device))
+            states.append(random_state(device))
             part, side = embed(chunk)
             parts.append(part)
             sides.append(side)
         embeddings = torch.cat(parts)
         side_loss = torch.stack([share * side for share, side in zip(shares, sides, strict=True)]).sum()
+        side_loss += total(found := side_loss.item()) - found
     if not torch.is_grad_enabled():
         value, metrics = loss(embeddings)
         return value + side_loss, metrics
     embeddings.requires_grad_()
     value, metrics = loss(embeddings)
     [gradient] = torch.autograd.grad(value, embeddings)
-    gradients = gradient.split(rows)
+    gradients = gradient.split(counts)
 
     def replay() -> list[Tensor | None]:
         total: list[Tensor | None] = [None] * len(parameters)
-        now = _random_state(device)
+        now = random_state(device)
         try:
             for chunk, state, part_gradient, share in zip(chunks, states, gradients, shares, strict=True):
-                _set_random_state(device, state)
+                set_random_state(device, state)
                 with torch.enable_grad():
                     part, side = embed(chunk)
                     surrogate = torch.sum(part * part_gradient) + share * side
@@ -85,7 +94,7 @@ def cached_loss(
                 ]
         finally:
             # What comes after draws the numbers that it would have drawn without the replay.
-            _set_random_state(device, now)
+            set_random_state(device, now)
         return total
 
     return _Replay.apply(value.detach() + side_loss, replay, *parameters), metrics
@@ -104,7 +113,7 @@ class _Replay(torch.autograd.Function):
         return None, None, *(None if found is None else found * grad for found in ctx.replay())
 
 
-def _random_state(device: torch.device) -> RandomState:
+def random_state(device: torch.device) -> RandomState:
     """Of the CPU and of the accelerator: dropout draws on the device of its input."""
     match device.type:
         case "cuda":
@@ -114,7 +123,7 @@ def _random_state(device: torch.device) -> RandomState:
     return torch.get_rng_state(), None
 
 
-def _set_random_state(device: torch.device, state: RandomState) -> None:
+def set_random_state(device: torch.device, state: RandomState) -> None:
     cpu, accelerator = state
     torch.set_rng_state(cpu)
     if accelerator is not None:

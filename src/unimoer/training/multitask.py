@@ -31,6 +31,7 @@ from unimoer.config.gradients import (
     SumConfig,
 )
 from unimoer.errors import UserError
+from unimoer.training.parallel import ALONE, Group
 from unimoer.types import Task
 
 EPSILON = 1e-8
@@ -45,13 +46,15 @@ class Combiner:
 
     Args:
         weights: the losses are multiplied by these before anything else.
+        group: of processes that each have a part of the gradients.
     """
 
     recomputes_losses: ClassVar[bool] = False
     """Whether `after_step` calls its argument; if not, the step's batches need not be kept for it."""
 
-    def __init__(self, weights: Mapping[Task, float]) -> None:
+    def __init__(self, weights: Mapping[Task, float], group: Group = ALONE) -> None:
         self.weights = dict(weights)
+        self.group = group
         self._start_step()
 
     def _start_step(self) -> None:
@@ -59,12 +62,18 @@ class Combiner:
         self._gradients: list[list[Tensor | None]] = []
         self._loss_sum = torch.zeros(len(self.weights), dtype=torch.float64)
 
-    def backward(self, losses: Mapping[Task, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+    def backward(
+        self,
+        losses: Mapping[Task, Tensor],
+        parameters: Sequence[nn.Parameter],
+        values: Mapping[Task, float] | None = None,
+    ) -> dict[str, float]:
         """Set `.grad` of all parameters that a task reaches, to the combination over the step's calls so far.
 
-        The losses are scalars, one of each task, with graphs of their own. What was in `.grad` is replaced; a
-        parameter that no task reaches is left alone. Returns numbers for the log, of all calls so far: the last
-        call's are those of the step.
+        The losses are scalars, one of each task, with graphs of their own. `values` are what methods that look at
+        losses are to see, the losses themselves when None: a router's losses have a gradient, but say nothing about
+        how well a task is learned. What was in `.grad` is replaced; a parameter that no task reaches is left alone.
+        Returns numbers for the log, of all calls so far: the last call's are those of the step.
 
         Raises:
             ValueError: a task is missing or unknown.
@@ -74,11 +83,16 @@ class Combiner:
             raise ValueError(f"losses of {sorted(losses)} for a combiner of {sorted(self.weights)}")
         weighted = [weight * losses[task] for task, weight in self.weights.items()]
         found = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in weighted]
+        for gradients in found:
+            self.group.add(gradients)
         before = self._gradients or [[None] * len(parameters)] * len(found)
         self._gradients = [
             [_add(*pair) for pair in zip(*pairs, strict=True)] for pairs in zip(before, found, strict=True)
         ]
-        self._loss_sum += torch.tensor([loss.item() for loss in weighted], dtype=torch.float64)
+        seen = {task: loss.item() for task, loss in losses.items()} if values is None else values
+        self._loss_sum += torch.tensor(
+            [weight * seen[task] for task, weight in self.weights.items()], dtype=torch.float64
+        )
         self._calls += 1
         gram = _gram(self._gradients) / self._calls**2
         coefficients = self.coefficients(gram, self._loss_sum / self._calls).tolist()
@@ -97,8 +111,8 @@ class Combiner:
     def after_step(self, losses: Callable[[], Mapping[Task, float]]) -> None:
         """End the step, once the optimizer has moved the parameters.
 
-        `losses` computes the step's losses anew, unweighted: on the same batches, averaged over them. It is called
-        only if `recomputes_losses`.
+        `losses` computes the step's `values` anew, unweighted: on the same batches, averaged over them, under the same
+        random numbers. It is called only if `recomputes_losses`.
         """
         self._start_step()
 
@@ -174,8 +188,8 @@ class CAGrad(Combiner):
     solver is needed. The official code divides d by 1 + c^2: AdamW does not see that constant, clipping does.
     """
 
-    def __init__(self, weights: Mapping[Task, float], c: float) -> None:
-        super().__init__(weights)
+    def __init__(self, weights: Mapping[Task, float], c: float, group: Group = ALONE) -> None:
+        super().__init__(weights, group)
         self.c = c
 
     def coefficients(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -211,8 +225,10 @@ class _LearnedWeights(Combiner):
     _losses: Tensor
     """Of the step's calls so far, weighted and averaged."""
 
-    def __init__(self, weights: Mapping[Task, float], lr: float, weight_decay: float = 0.0) -> None:
-        super().__init__(weights)
+    def __init__(
+        self, weights: Mapping[Task, float], lr: float, weight_decay: float = 0.0, group: Group = ALONE
+    ) -> None:
+        super().__init__(weights, group)
         self.logits = torch.zeros(len(weights), dtype=torch.float64)
         self.optimizer = torch.optim.Adam([self.logits], lr=lr, weight_decay=weight_decay)
         # Adam makes its moments in its first step: made here, they are always there to be saved and loaded.
@@ -250,8 +266,8 @@ class GradNorm(_LearnedWeights):
 
     _norms: Tensor
 
-    def __init__(self, weights: Mapping[Task, float], alpha: float, lr: float) -> None:
-        super().__init__(weights, lr)
+    def __init__(self, weights: Mapping[Task, float], alpha: float, lr: float, group: Group = ALONE) -> None:
+        super().__init__(weights, lr, group=group)
         self.alpha = alpha
         self.first_losses = torch.full((len(weights),), math.nan, dtype=torch.float64)
 
@@ -281,7 +297,8 @@ class FAMO(_LearnedWeights):
     `sum_i z_i delta_i`, with delta_i the fall of log L_i over the step on the same batches.
 
     A constant factor on a loss drops out of the gradient of its logarithm: the losses' own weights have no effect here
-    except on the common scale.
+    except on the common scale. The logarithm is that of the task's loss alone: a router's losses take part in the
+    gradient, with the coefficient of their task, but not in what is called improvement.
     """
 
     recomputes_losses: ClassVar[bool] = True
@@ -298,22 +315,24 @@ class FAMO(_LearnedWeights):
         super().after_step(losses)
 
 
-def build_combiner(config: GradientConfig, tasks: Sequence[Task], weights: Mapping[Task, float]) -> Combiner:
+def build_combiner(
+    config: GradientConfig, tasks: Sequence[Task], weights: Mapping[Task, float], group: Group = ALONE
+) -> Combiner:
     """The method of `config` for the tasks of a run, with their weights, above 0, out of `weights`.
 
     With a single task there is nothing to combine: it gets its own gradient.
     """
     chosen = {task: weights[task] for task in tasks}
     if len(chosen) == 1:
-        return Combiner(chosen)
+        return Combiner(chosen, group)
     match config:
         case SumConfig():
-            return Combiner(chosen)
+            return Combiner(chosen, group)
         case PCGradConfig():
-            return PCGrad(chosen)
+            return PCGrad(chosen, group)
         case CAGradConfig():
-            return CAGrad(chosen, config.c)
+            return CAGrad(chosen, config.c, group)
         case GradNormConfig():
-            return GradNorm(chosen, config.alpha, config.lr)
+            return GradNorm(chosen, config.alpha, config.lr, group)
         case FAMOConfig():
-            return FAMO(chosen, config.lr, config.weight_decay)
+            return FAMO(chosen, config.lr, config.weight_decay, group)

@@ -13,6 +13,7 @@ from unimoer.losses.ranking import bce, group_softmax, listwise, ranknet
 from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
+from unimoer.training.parallel import ALONE, Group
 from unimoer.training.routing import RoutingLosses
 from unimoer.types import EmbeddingBatch, FeedbackBatch, ListBatch, RerankingBatch, Task, TokenBatch
 
@@ -26,31 +27,37 @@ def compute_loss(
     *,
     routing: RoutingLosses | None = None,
     traces: list[RoutingTrace] | None = None,
+    group: Group = ALONE,
 ) -> tuple[Tensor, dict[str, float]]:
     """Forward pass and loss of one batch, with the loss's own terms for the log.
 
-    With `routing`, the losses of the routers are part of it; `traces` is told the decisions of every forward pass.
+    With `routing`, the losses of the routers are part of it; the term `task_loss` is the loss without them. `traces`
+    is told the decisions of every forward pass. Each process of a `group` computes its share of the texts and gets the
+    loss of the whole batch, whose gradients are parts to be added up.
     """
     traces = [] if traces is None else traces
-    if isinstance(batch, EmbeddingBatch) and config.embedding.gradcache_rows is not None and torch.is_grad_enabled():
-        return _cached(model, batch, config, config.embedding.gradcache_rows, routing, traces)
+    if isinstance(batch, EmbeddingBatch) and config.embedding.gradcache_rows is not None:
+        return _cached(model, batch, config, config.embedding.gradcache_rows, routing, traces, group)
     first = len(traces)
     if isinstance(batch, EmbeddingBatch):
-        parts = [_embed(model, part.to(str(model.device)), traces) for part in (batch.queries, batch.documents)]
+        parts = [_embed(model, part, traces, group) for part in (batch.queries, batch.documents)]
         loss, terms = _contrastive(torch.cat(parts), batch, config)
     else:
-        loss, terms = _ranking(model, batch, config, traces)
-    extra, log = routing(task_of(batch), traces[first:]) if routing is not None else (None, {})
-    return (loss if extra is None else loss + extra), {**terms, **log}
+        loss, terms = _ranking(model, batch, config, traces, group)
+    extra, log = routing(task_of(batch), traces[first:], group) if routing is not None else (None, {})
+    return (loss if extra is None else loss + extra), {"task_loss": loss.item(), **terms, **log}
 
 
 def task_of(batch: Batch) -> Task:
     return Task.EMBEDDING if isinstance(batch, EmbeddingBatch) else Task.RERANKING
 
 
-def _embed(model: UnifiedModel, batch: TokenBatch, traces: list[RoutingTrace]) -> Tensor:
-    traces.append(trace := RoutingTrace())
-    return model.embed(batch, trace)
+def _embed(model: UnifiedModel, batch: TokenBatch, traces: list[RoutingTrace] | None, group: Group) -> Tensor:
+    trace = None if traces is None else RoutingTrace()
+    if traces is not None and trace is not None:
+        traces.append(trace)
+    own = model.embed(group.share(batch).to(str(model.device)), trace)
+    return group.gather(own, len(batch.input_ids))
 
 
 def _contrastive(embeddings: Tensor, batch: EmbeddingBatch, config: TrainingConfig) -> tuple[Tensor, dict[str, float]]:
@@ -77,13 +84,14 @@ def _contrastive(embeddings: Tensor, batch: EmbeddingBatch, config: TrainingConf
 
 
 def _ranking(
-    model: UnifiedModel, batch: RerankingBatch, config: TrainingConfig, traces: list[RoutingTrace]
+    model: UnifiedModel, batch: RerankingBatch, config: TrainingConfig, traces: list[RoutingTrace], group: Group
 ) -> tuple[Tensor, dict[str, float]]:
     device = str(model.device)
     labels, settings = batch.labels.to(device), config.reranking.loss
     traces.append(trace := RoutingTrace())
     if isinstance(batch, ListBatch):
-        vectors = model.list_vectors(batch.prompts.to(device), batch.marks.to(device), trace)
+        own = model.list_vectors(group.share(batch.prompts).to(device), group.part(batch.marks).to(device), trace)
+        vectors = group.gather(own, len(labels))
         if isinstance(settings, ListwiseConfig):
             return listwise(
                 vectors,
@@ -94,12 +102,13 @@ def _ranking(
             )
         scores = torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1])
     elif isinstance(batch, FeedbackBatch):
-        queries = model.embed_feedback(batch.prompts.to(device), trace)
+        queries = group.gather(model.embed_feedback(group.share(batch.prompts).to(device), trace), len(labels))
         # Routed as the documents of retrieval are: no decision of reranking, and none of its router losses.
-        documents = model.embed(batch.documents.to(device))
+        documents = _embed(model, batch.documents, None, group)
         scores = torch.einsum("gkp,gp->gk", documents.view(*labels.shape, -1), queries)
     else:
-        scores = model.score(batch.pairs.to(device), trace).view(labels.shape)
+        own = model.score(group.share(batch.pairs).to(device), trace)
+        scores = group.gather(own, labels.numel()).view(labels.shape)
     match settings:
         case BCEConfig():
             return bce(scores, labels, positive_weight=settings.positive_weight)
@@ -117,15 +126,18 @@ def _cached(
     rows: int,
     routing: RoutingLosses | None,
     traces: list[RoutingTrace],
+    group: Group,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The same loss, chunk by chunk; router losses are those of the chunks."""
+    """The same loss, chunk by chunk; router losses are those of the chunks, by their share of all rows."""
     device = str(model.device)
     logged: dict[str, float] = defaultdict(float)
+    # A replay comes after other batches of the step, and must balance against what the first pass had seen.
+    balance = None if routing is None else routing.snapshot()
 
     def embed(chunk: TokenBatch) -> tuple[Tensor, Tensor]:
         trace = RoutingTrace()
         embeddings = model.embed(chunk, trace)
-        extra, log = routing(Task.EMBEDDING, [trace]) if routing is not None else (None, {})
+        extra, log = balance(Task.EMBEDDING, [trace]) if balance is not None else (None, {})
         if not torch.is_grad_enabled():
             # The first pass; a replay is the same decisions again.
             traces.append(trace)
@@ -133,11 +145,20 @@ def _cached(
                 logged[label] += value * len(chunk.input_ids) / total
         return embeddings, embeddings.new_zeros(()) if extra is None else extra
 
-    chunks = [*split_rows(batch.queries.to(device), rows), *split_rows(batch.documents.to(device), rows)]
-    total = sum(len(chunk.input_ids) for chunk in chunks)
+    queries, documents = (group.share(part).to(device) for part in (batch.queries, batch.documents))
+    chunks = [*split_rows(queries, rows), *split_rows(documents, rows)]
+    total = sum(len(part.input_ids) for part in batch.texts)
+    own = [len(queries.input_ids), len(documents.input_ids)]
+
+    def contrast(vectors: Tensor) -> tuple[Tensor, dict[str, float]]:
+        parts = zip(vectors.split(own), batch.texts, strict=True)
+        gathered = [group.gather(vectors, len(part.input_ids)) for vectors, part in parts]
+        value, terms = _contrastive(torch.cat(gathered), batch, config)
+        return value, {"task_loss": value.item(), **terms}
+
     parameters = list(model.trainable(Task.EMBEDDING).values())
-    loss, terms = cached_loss(chunks, embed, lambda vectors: _contrastive(vectors, batch, config), parameters)
-    return loss, {**terms, **logged}
+    loss, terms = cached_loss(chunks, embed, contrast, parameters, rows=total, total=group.total)
+    return loss, {**terms, **{label: group.total(value) for label, value in sorted(logged.items())}}
 
 
 def token_counts(model: UnifiedModel, batch: Batch) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,51 @@ from torch import Tensor
 
 from unimoer.config.router import LearnedRouterConfig, RouterConfig
 from unimoer.losses.balance import load_balance, mean_weights, z_loss
-from unimoer.model.routing import Routing, RoutingTrace
+from unimoer.model.routing import Routing, RoutingContext, RoutingTrace
 from unimoer.tracking import JsonlWriter
+from unimoer.training.parallel import ALONE, Group
 from unimoer.types import Task
 
 COLLAPSED = 0.95
 """Mean weight of one expert, in every task, from which a router counts as collapsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One router in one forward pass of the whole batch."""
+
+    rows: Tensor | None
+    """Number of texts, up to a factor that all passes share; None, like `weights`, where nothing is weighed."""
+    weights: Tensor | None
+    """Mean over the decisions, `[E]`."""
+    z: Tensor | None
+    own: Mapping[str, Tensor]
+    """The router's own terms, already weighted."""
+
+    @classmethod
+    def of(cls, decision: Routing, context: RoutingContext | None, *, z: bool) -> tuple[_Pass, Tensor | float]:
+        """What this process has seen of a pass, and how many decisions that were."""
+        weights = decision.weights
+        if weights is None or context is None:
+            return cls(None, None, None, decision.losses), 1.0
+        logits = decision.logits if z else None
+        one = cls(
+            # A kernel that fills, not a number that the device must wait for.
+            weights.new_full((), len(weights)),
+            mean_weights(weights, context.mask),
+            None if logits is None else z_loss(logits, context.mask),
+            decision.losses,
+        )
+        return one, float(len(weights)) if weights.shape[1] == 1 else context.count.sum()
+
+    @property
+    def values(self) -> list[Tensor]:
+        return [value for value in (self.rows, self.weights, self.z, *self.own.values()) if value is not None]
+
+    def replaced(self, values: Iterator[Tensor]) -> _Pass:
+        """The same pass with other numbers, in the order of `values`."""
+        rows, weights, z = (None if old is None else next(values) for old in (self.rows, self.weights, self.z))
+        return _Pass(rows, weights, z, {label: next(values) for label in self.own})
 
 
 class RoutingLosses:
@@ -25,13 +65,18 @@ class RoutingLosses:
     A batch holds one task. Balancing it alone would push each task to use all experts alike, which is the opposite of
     what routing is for; so the other task's last mean weights stand beside it, without a gradient, and the balance is
     that of both. Until the other task has been seen there is none.
+
+    With several processes all means are those of the whole batch. A router's own term is computed from the share of
+    one process, and then averaged: exact where it is a mean over decisions, which all are but `divergence`.
     """
 
     def __init__(self, config: RouterConfig | None) -> None:
         self.config = config
         self._seen: dict[Task, dict[str, Tensor]] = {}
 
-    def __call__(self, task: Task, traces: Sequence[RoutingTrace]) -> tuple[Tensor | None, dict[str, float]]:
+    def __call__(
+        self, task: Task, traces: Sequence[RoutingTrace], group: Group = ALONE
+    ) -> tuple[Tensor | None, dict[str, float]]:
         """Weighted sum of the terms, or None when no router has any; and each term for the log.
 
         There, balance and z-loss are without their weights, and a router's own terms with theirs.
@@ -39,61 +84,75 @@ class RoutingLosses:
         terms: dict[str, list[Tensor]] = defaultdict(list)
         own: dict[str, list[Tensor]] = defaultdict(list)
         others = [seen for other, seen in self._seen.items() if other is not task]
-        names = list(traces[0].decisions) if traces else []
-        for name in names:
-            decisions = [(trace.decisions[name], trace) for trace in traces]
-            for decision, _ in decisions:
-                for label, loss in decision.losses.items():
-                    own[label].append(loss / len(traces))
-            if not isinstance(self.config, LearnedRouterConfig) or decisions[0][0].weights is None:
+        wants_z = isinstance(self.config, LearnedRouterConfig) and self.config.z_loss_weight > 0
+        routers = self._measure(traces, group, z=wants_z)
+        for name, passes in routers.items():
+            for one in passes:
+                for label, loss in one.own.items():
+                    own[label].append(loss / len(passes))
+            if not isinstance(self.config, LearnedRouterConfig) or passes[0].weights is None:
                 continue
             if others and self.config.aux_loss_weight > 0:
-                means = [_joint_weights(decisions), *(seen[name] for seen in others)]
+                joint = _joint_weights(passes)
+                means = [joint, *(seen[name].to(joint.device) for seen in others)]
                 terms["load_balance"].append(load_balance(torch.stack(means).mean(0)))
-            if self.config.z_loss_weight > 0:
-                for decision, trace in decisions:
-                    if decision.logits is not None and trace.context is not None:
-                        terms["router_z"].append(z_loss(decision.logits, trace.context.mask) / len(traces))
-        total = [self._weight(label) * torch.stack(found).sum() / len(names) for label, found in terms.items()]
-        total += [torch.stack(found).sum() / len(names) for found in own.values()]
-        log = {label: torch.stack(found).sum().item() / len(names) for label, found in {**terms, **own}.items()}
+            terms["router_z"] += [one.z / len(passes) for one in passes if one.z is not None]
+        terms = {label: found for label, found in terms.items() if found}
+        total = [self._weight(label) * torch.stack(found).sum() / len(routers) for label, found in terms.items()]
+        total += [torch.stack(found).sum() / len(routers) for found in own.values()]
+        log = {label: torch.stack(found).sum().item() / len(routers) for label, found in {**terms, **own}.items()}
         return (torch.stack(total).sum() if total else None), log
 
-    def remember(self, task: Task, traces: Sequence[RoutingTrace]) -> None:
+    def remember(self, task: Task, traces: Sequence[RoutingTrace], group: Group = ALONE) -> None:
         """Keep a batch's mean weights, for the balance of the other task's batches."""
-        if not isinstance(self.config, LearnedRouterConfig) or self.config.aux_loss_weight == 0 or not traces:
+        if not isinstance(self.config, LearnedRouterConfig) or self.config.aux_loss_weight == 0:
             return
         with torch.no_grad():
-            for name, decision in traces[0].decisions.items():
-                if decision.weights is not None:
-                    found = _joint_weights([(trace.decisions[name], trace) for trace in traces])
-                    self._seen.setdefault(task, {})[name] = found
+            for name, passes in self._measure(traces, group, z=False).items():
+                if passes[0].weights is not None:
+                    self._seen.setdefault(task, {})[name] = _joint_weights(passes)
+
+    def snapshot(self) -> RoutingLosses:
+        """The same losses, against what has been seen up to now."""
+        frozen = RoutingLosses(self.config)
+        frozen._seen = {task: dict(seen) for task, seen in self._seen.items()}
+        return frozen
+
+    def _measure(self, traces: Sequence[RoutingTrace], group: Group, *, z: bool) -> dict[str, list[_Pass]]:
+        """Every pass of every router, with `z` if asked; the means over all processes in one collective."""
+        found: dict[str, list[_Pass]] = {}
+        own: list[Tensor] = []
+        counts: list[Tensor | float] = []
+        for name in traces[0].decisions if traces else []:
+            for trace in traces:
+                one, count = _Pass.of(trace.decisions[name], trace.context, z=z)
+                found.setdefault(name, []).append(one)
+                own += one.values
+                counts += [1.0 if value is one.rows else count for value in one.values]
+        if group.size > 1:
+            whole = iter(group.means(own, counts))
+            found = {name: [one.replaced(whole) for one in passes] for name, passes in found.items()}
+        return found
 
     def _weight(self, label: str) -> float:
         assert isinstance(self.config, LearnedRouterConfig)
         return self.config.aux_loss_weight if label == "load_balance" else self.config.z_loss_weight
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Tensors by name: a resumed run balances against what the interrupted one had seen."""
         return {f"{task.value}|{name}": mean for task, seen in self._seen.items() for name, mean in seen.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._seen = {}
         for key, mean in state.items():
             task, name = key.split("|")
             self._seen.setdefault(Task(task), {})[name] = mean
 
 
-def _joint_weights(decisions: Sequence[tuple[Routing, RoutingTrace]]) -> Tensor:
+def _joint_weights(passes: Sequence[_Pass]) -> Tensor:
     """Mean weights over several forward passes of one batch, each counted by its texts."""
-    means, rows = [], []
-    for decision, trace in decisions:
-        assert decision.weights is not None
-        assert trace.context is not None
-        means.append(mean_weights(decision.weights, trace.context.mask))
-        rows.append(float(len(decision.weights)))
-    part = torch.tensor(rows, device=means[0].device) / sum(rows)
-    return part @ torch.stack(means)
+    rows = torch.stack([one.rows for one in passes if one.rows is not None])
+    return rows / rows.sum() @ torch.stack([one.weights for one in passes if one.weights is not None])
 
 
 class RoutingMonitor:

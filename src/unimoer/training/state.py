@@ -1,4 +1,4 @@
-"""Everything a run needs to go on bit for bit: parameters, optimizer, samplers, random numbers, position."""
+"""Everything a run needs to go on bit for bit, saved and loaded by name without knowing what it is."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from unimoer.data.sampling import TaskSampler
+from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
 from unimoer.model.checkpoint import load_tensors, load_weights, save_tensors
 from unimoer.model.unified import UnifiedModel
-from unimoer.training.multitask import Combiner
-from unimoer.training.routing import RoutingLosses
+from unimoer.training.parallel import ALONE, Group
 from unimoer.types import Task
+
+
+class Stateful(Protocol):
+    """Has a state between two steps. It is flat: tensors and plain JSON by name."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class StepTokens(Protocol):
@@ -37,99 +45,102 @@ class Counters:
     computed_tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, step: int, logs: Mapping[Task, StepTokens], seconds: float) -> None:
+    def add(self, logs: Mapping[Task, StepTokens], seconds: float) -> None:
         """Count a step that is done."""
-        self.step = step
+        self.step += 1
         self.seconds += seconds
         for task, log in logs.items():
             self.task_steps[task.value] += 1
             self.tokens += log.tokens
             self.computed_tokens += log.computed
 
-    def to_json(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
 
-def save_state(
-    folder: Path,
-    model: UnifiedModel,
-    optimizer: torch.optim.Optimizer,
-    samplers: dict[Task, TaskSampler],
-    routing: RoutingLosses,
-    combiner: Combiner,
-    counters: Counters,
-) -> None:
-    """Write `checkpoints/step-N` completely, then drop the older ones."""
-    target = folder / f"step-{counters.step}"
-    names = {id(parameter): name for name, parameter in model.trainable().items()}
-    moments: dict[str, torch.Tensor] = {}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            moments[f"{names[id(parameter)]}|{key}"] = torch.as_tensor(value)
-    rng = {"cpu": torch.get_rng_state()}
-    if model.device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(model.device)
-    with new_folder(target) as temporary:
-        save_tensors(model.state(), temporary / "adapter.safetensors")
-        save_tensors(moments, temporary / "optimizer.safetensors")
-        save_tensors(rng, temporary / "rng.safetensors")
-        save_tensors(routing.state_dict(), temporary / "routing.safetensors")
-        save_tensors(combiner.state_dict(), temporary / "gradients.safetensors")
-        write_json(
-            temporary / "state.json",
-            {
-                "counters": counters.to_json(),
-                "samplers": {task.value: sampler.state_dict() for task, sampler in samplers.items()},
-            },
-        )
-    # Besides the older ones, what a kill left half written; the run's lock keeps other writers away.
-    for older in [*_steps(folder), *folder.glob(".step-*")]:
-        if older != target:
-            shutil.rmtree(older)
+
+@dataclass(frozen=True)
+class Adapter:
+    """All of a model but its base."""
+
+    model: UnifiedModel
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.model.state())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_weights(self.model, dict(state), Path("adapter"))
+
+
+@dataclass(frozen=True)
+class RandomNumbers:
+    """The generators of the CPU and of the run's device, of every process."""
+
+    device: torch.device
+    group: Group = ALONE
+
+    def state_dict(self) -> dict[str, Any]:
+        found = {"cpu": self.group.stack(torch.get_rng_state())}
+        if self.device.type == "cuda":
+            found["cuda"] = self.group.stack(torch.cuda.get_rng_state(self.device))
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if len(state["cpu"]) != self.group.size:
+            raise UserError(f"was saved by {len(state['cpu'])} processes, not {self.group.size}; start as many again")
+        torch.set_rng_state(state["cpu"][self.group.rank])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"][self.group.rank], self.device)
+
+
+def save_state(folder: Path, step: int, parts: Mapping[str, Stateful], group: Group = ALONE) -> None:
+    """Write `step-N` completely, then drop the older ones: `NAME.safetensors` for tensors, `state.json` for the rest."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    if group.is_main:
+        target = folder / f"step-{step}"
+        tensors = {name: {k: v for k, v in state.items() if isinstance(v, Tensor)} for name, state in states.items()}
+        plain = {name: {k: v for k, v in state.items() if k not in tensors[name]} for name, state in states.items()}
+        with new_folder(target) as temporary:
+            for name, found in tensors.items():
+                if found:
+                    save_tensors(found, temporary / f"{name}.safetensors")
+            write_json(
+                temporary / "state.json", {"tensors": [n for n, found in tensors.items() if found], "plain": plain}
+            )
+        drop_states(folder, but=target)
+    group.wait()
+
+
+def load_state(folder: Path, parts: Mapping[str, Stateful]) -> None:
+    """Put every part back to where `save_state` found it.
+
+    Raises:
+        UserError: a file is missing or damaged, or a state does not fit.
+    """
+    saved = read_json(folder / "state.json")
+    if missing := sorted(parts.keys() - saved.get("plain", {}).keys()):
+        raise UserError(f"{folder / 'state.json'}: has no state of '{missing[0]}'; remove the folder to start anew")
+    for name, part in parts.items():
+        tensors = load_tensors(folder / f"{name}.safetensors") if name in saved["tensors"] else {}
+        try:
+            part.load_state_dict({**saved["plain"][name], **tensors})
+        except UserError as error:
+            raise UserError(f"{folder}: {name}: {error}") from error
 
 
 def latest_state(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    return max(_steps(folder), key=_step_number, default=None)
+    return max(_states(folder), key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def load_state(
-    folder: Path,
-    model: UnifiedModel,
-    optimizer: torch.optim.Optimizer,
-    samplers: dict[Task, TaskSampler],
-    routing: RoutingLosses,
-    combiner: Combiner,
-) -> Counters:
-    """Put a run back to where `save_state` left it.
-
-    Raises:
-        UserError: a file is missing or damaged, or a tensor does not fit.
-    """
-    load_weights(model, load_tensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
-    parameters = model.trainable()
-    optimizer.state.clear()
-    for key, value in load_tensors(folder / "optimizer.safetensors").items():
-        name, _, slot = key.rpartition("|")
-        parameter = parameters[name]
-        # AdamW keeps its step count on the CPU.
-        optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
-    state = read_json(folder / "state.json")
-    for task, sampler in samplers.items():
-        sampler.load_state_dict(state["samplers"][task.value])
-    saved = load_tensors(folder / "routing.safetensors")
-    routing.load_state_dict({name: tensor.to(model.device) for name, tensor in saved.items()})
-    combiner.load_state_dict(load_tensors(folder / "gradients.safetensors"))
-    rng = load_tensors(folder / "rng.safetensors")
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and model.device.type == "cuda":
-        torch.cuda.set_rng_state(rng["cuda"], model.device)
-    return Counters(**state["counters"])
+def drop_states(folder: Path, *, but: Path | None = None) -> None:
+    """Remove resumable checkpoints, and what a kill left half written; the run's lock keeps other writers away."""
+    for path in [*_states(folder), *folder.glob(".*.tmp")]:
+        if path != but:
+            shutil.rmtree(path)
 
 
-def _steps(folder: Path) -> list[Path]:
+def _states(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-
-
-def _step_number(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
