@@ -75,7 +75,6 @@ def write_study(
         domains={},
         suites={"test": SuitePlan(collections=dict.fromkeys(DATASETS, collection), first_stage="bm25", depth=20)},
         checkpoints=list(steps),
-        bootstrap=500,
     )
     plan = Plan(
         name="synthetic",

@@ -242,7 +242,6 @@ def experiment(base: Path, data: Mapping[str, Path], **changes: Any) -> dict[str
                     "rerank_depth": 8,
                 }
             },
-            "bootstrap": 100,
         },
     }
     for dotted, value in changes.items():

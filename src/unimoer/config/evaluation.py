@@ -59,7 +59,5 @@ class EvaluationConfig(Strict):
     """Steps of a task after which a run is evaluated too, on its way."""
     batch_tokens: int = Field(8192, ge=64)
     """Tokens a forward pass, padding included; texts are sorted by length first."""
-    bootstrap: int = Field(10_000, ge=100)
-    """Replicates of every interval and randomisation test."""
     latency_requests: int = Field(20, ge=0)
     """Requests of each task that a trained model is timed on, one at a time; 0: none."""

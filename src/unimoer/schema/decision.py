@@ -26,7 +26,7 @@ class Needed(Record):
     """What would settle on which side of the lines a ratio lies; None where that alone never would."""
 
     queries: int | None = None
-    """Test queries over all collections, with the seeds as they are."""
+    """Test queries in every collection, with the seeds as they are."""
     seeds: int | None = None
     """Seeds, with the queries as they are."""
 
@@ -35,7 +35,7 @@ class Ratio(Cell):
     """A task interference ratio, in percent."""
 
     region: Region
-    resampled: str
+    over: str
     """What its interval speaks of: `seeds and queries`, or `queries`."""
     mde: float | None = None
     """Minimum detectable effect in points: the smallest ratio that this study would find with a power of 80%."""
@@ -102,9 +102,8 @@ class Conflicts(ConflictMeans):
 
 class Method(Record):
     interval: str
-    resampled: str
-    replicates: int
-    resampling_seed: int
+    over: str
+    """`seeds and queries`, or `queries`."""
     test: str
     families: dict[str, int]
 

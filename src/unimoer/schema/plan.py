@@ -109,7 +109,6 @@ class Declaration(Record):
     domains: dict[str, DomainPlan]
     suites: dict[str, SuitePlan]
     checkpoints: list[int] = []
-    bootstrap: int = 10_000
 
 
 class Amendment(Record):

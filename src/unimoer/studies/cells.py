@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from unimoer.evaluation import statistics
 from unimoer.evaluation.statistics import Sample, SeedScores
 from unimoer.schema import Cell
@@ -21,21 +23,21 @@ class Samples:
     by_dataset: dict[str, dict[str, Sample]]
 
 
-def samples(systems: Mapping[str, SeedScores], replicates: int) -> Samples:
+def samples(systems: Mapping[str, SeedScores]) -> Samples:
     """System -> collection -> scores `[seeds, queries]`; all systems have the same collections, seeds and queries."""
-    drawn = statistics.draw(systems, replicates)
     names = sorted(next(iter(systems.values())))
     return Samples(
-        {system: drawn.sample(system, names) for system in systems},
-        {name: {system: drawn.sample(system, [name]) for system in systems} for name in names},
+        {system: Sample.of(scores) for system, scores in systems.items()},
+        {name: {system: Sample.of(scores, [name]) for system, scores in systems.items()} for name in names},
     )
 
 
 def cell(sample: Sample, seeds: Sequence[int]) -> Cell:
     interval = sample.interval()
+    defined = len(sample.by_seed) > 1 and np.isfinite(sample.by_seed).all()
     return Cell(
         mean=number(sample.mean),
-        std=number(sample.std) if len(sample.by_seed) > 1 else None,
+        std=float(np.std(sample.by_seed, ddof=1)) if defined else None,
         ci95=(number(interval.low), number(interval.high)),
         per_seed={str(seed): number(float(value)) for seed, value in zip(seeds, sample.by_seed, strict=True)},
     )
@@ -48,13 +50,9 @@ class Corrected(NamedTuple):
 
 def family(p_values: Mapping[str, float | None], declared: Sequence[str]) -> dict[str, Corrected]:
     """p-values corrected over the declared family; a test outside it has none, and one not yet made still counts."""
-    size = len(declared)
-    inside = [name for name, p in p_values.items() if name in declared and p is not None]
-    known = [p for name in inside if (p := p_values[name]) is not None]
-    adjusted = dict(
-        zip(inside, zip(statistics.holm(known, size), statistics.bonferroni(known, size), strict=True), strict=True)
-    )
-    return {name: Corrected(*adjusted[name]) if name in adjusted else Corrected(None, None) for name in p_values}
+    known = {name: p for name, p in p_values.items() if name in declared and p is not None}
+    holm, bonferroni = statistics.holm(declared, known), statistics.bonferroni(declared, known)
+    return {name: Corrected(holm.get(name), bonferroni.get(name)) for name in p_values}
 
 
 def number(value: float | None) -> float | None:

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from unimoer.config import BM25, JOINT, RANDOM, SPECIALIST, UNTRAINED
 from unimoer.errors import UserError
-from unimoer.evaluation import statistics
 from unimoer.evaluation.statistics import Sample
 from unimoer.schema.decision import (
     PLAIN,
@@ -35,6 +34,9 @@ from unimoer.studies.evidence import Evidence
 from unimoer.types import Task
 
 Name = TypeVar("Name", bound=str)
+
+INTERVAL = "95%, over seeds and queries as crossed random effects; ratios by Fieller's method (docs/statistics.md)"
+TEST = "two-sided, dual to the interval; p_models is a sign-flip test over queries, of these trained models only"
 
 SEEDS_NEEDED = 3
 """Fewer say nothing about seed noise, so a verdict on them is preliminary."""
@@ -83,16 +85,16 @@ def decide(evidence: Evidence, variant: str | None = None) -> Decision:
     table, seeds, metric = evidence.table(variant), evidence.seeds, declared.criterion.metric
     tasks: dict[Task, TaskDecision] = {}
     datasets: dict[str, dict[Task, TaskDecision]] = {}
-    resampled = ""
+    over = ""
     for task in Task:
         names = table.datasets(task)
         if not names:
             raise UserError(f"no {task} scores of '{BM25}': finish the study")
         roles = {"specialist": SPECIALIST[task], "joint": JOINT, "untrained": UNTRAINED, "bm25": BM25, "random": RANDOM}
         systems = {role: table.matrices(arm, task, metric, seeds) for role, arm in roles.items()}
-        found = samples(systems, declared.bootstrap)
+        found = samples(systems)
         tasks[task] = _compare(task, found.macro, declared.criterion, seeds)
-        resampled = tasks[task].tir.resampled
+        over = tasks[task].tir.over
         for name in names:
             datasets.setdefault(name, {})[task] = _compare(task, found.by_dataset[name], declared.criterion, seeds)
     tasks = _corrected(tasks, declared.families["interference"])
@@ -121,11 +123,9 @@ def decide(evidence: Evidence, variant: str | None = None) -> Decision:
         datasets=datasets,
         gradient_conflicts=_conflicts(evidence, variant),
         method=Method(
-            interval=statistics.INTERVAL_METHOD,
-            resampled=resampled,
-            replicates=declared.bootstrap,
-            resampling_seed=statistics.SEED,
-            test=statistics.TEST_METHOD,
+            interval=INTERVAL,
+            over=over,
+            test=TEST,
             families={name: len(members) for name, members in declared.families.items()},
         ),
     )
@@ -144,25 +144,24 @@ def _compare(task: Task, found: Mapping[str, Sample], criterion: Criterion, seed
     specialist, joint = found["specialist"], found["joint"]
     ratio, gain, difference = joint.tir(specialist), specialist - found["untrained"], specialist - joint
     interval = ratio.interval()
-    test = difference.test()
     where = region(criterion, interval.low, interval.high)
     return TaskDecision(
         **{role: cell(sample, seeds) for role, sample in found.items()},
         tir=Ratio(
             **cell(ratio, seeds).model_dump(),
             region=where,
-            resampled=interval.resampled,
+            over=interval.over,
             mde=number(ratio.mde()),
             needed=_needed(ratio, criterion, where),
         ),
         difference=cell(difference, seeds),
         gain=cell(gain, seeds),
         useful=_useful(task, specialist - found["bm25"], seeds),
-        p_value=number(test.p_value),
-        p_models=number(test.p_models),
+        p_value=number(difference.p_value()),
+        p_models=number(difference.p_models()),
         # Interference is a share of what was learned on top of the base: with nothing learned there is nothing to lose.
         status="ok" if gain.interval().low > 0.0 else "underpowered",
-        queries=specialist.queries,
+        queries=sum(values.shape[1] for values in specialist.terms.values()),
     )
 
 
@@ -184,7 +183,8 @@ def _needed(ratio: Sample, criterion: Criterion, where: Region) -> Needed | None
         return None
     lines = (criterion.fail_below, criterion.pass_at)
     line = min(lines, key=lambda value: abs(value - ratio.mean))
-    return Needed(queries=ratio.queries_needed(line), seeds=ratio.seeds_needed(line))
+    found = ratio.required(line)
+    return Needed(queries=found.queries, seeds=found.seeds)
 
 
 def _corrected(cells: Mapping[Name, TaskDecision], declared: Sequence[str]) -> dict[Name, TaskDecision]:

@@ -92,7 +92,6 @@ def plan_study(config: StudyConfig, study: str, families: Mapping[str, list[str]
         domains=_domains(points),
         suites={name: _suite(config, name) for name in config.evaluation.suites},
         checkpoints=sorted(config.evaluation.checkpoints),
-        bootstrap=config.evaluation.bootstrap,
     )
     return Planned(tuple(order), declared)
 

@@ -43,7 +43,7 @@ def _points(
         if paired and set(seeds) <= set(there.get(JOINT, [])):
             systems.append(JOINT)
         matrices = {name: table.matrices(name, task, metric, seeds) for name in dict.fromkeys(systems)}
-        macro = samples(matrices, evidence.plan.declared.bootstrap).macro
+        macro = samples(matrices).macro
         result.append(_point(variant, arm, step, task, plans[arm], seeds, macro))
     return result
 

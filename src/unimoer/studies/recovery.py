@@ -54,7 +54,7 @@ def recover(evidence: Evidence, variant: str | None = None) -> Recovery | None:
     ratios: dict[Task, dict[str, Sample]] = {}
     for task in Task:
         systems = {arm: table.matrices(arm, task, evidence.metric, seeds) for arm in (SPECIALIST[task], JOINT, *arms)}
-        found = samples(systems, declared.bootstrap)
+        found = samples(systems)
         macro = found.macro
         tasks[task] = TaskRecovery(
             lost=cell(macro[SPECIALIST[task]] - macro[JOINT], seeds),
@@ -85,7 +85,7 @@ def recover(evidence: Evidence, variant: str | None = None) -> Recovery | None:
         name: {task: {arm: by_dataset[f"{task} {name} {arm}"] for arm in found} for task, found in pair.items()}
         for name, pair in datasets.items()
     }
-    overall = {arm: statistics.average([found[arm] for found in ratios.values()]) for arm in (JOINT, *arms)}
+    overall = {arm: Sample.average([found[arm] for found in ratios.values()]) for arm in (JOINT, *arms)}
     return Recovery(
         baseline=JOINT,
         families={name: len(declared.families.get(name, [])) for name in (PRIMARY, BY_COLLECTION)},
@@ -107,9 +107,10 @@ def recover(evidence: Evidence, variant: str | None = None) -> Recovery | None:
 
 def recovered(gained: Sample, lost: Sample) -> Recovered:
     """The ratio of the two means, not the mean of a ratio by seed: a seed that lost nothing has none."""
-    interval = statistics.ratio_interval(gained, lost)
-    if lost.interval().low > 0.0 and interval is not None:
-        return Recovered(mean=100.0 * gained.mean / lost.mean, ci95=(100.0 * interval[0], 100.0 * interval[1]))
+    if lost.interval().low > 0.0:
+        ratio = gained.ratio(lost, scale=100.0)
+        interval = ratio.interval()
+        return Recovered(mean=number(ratio.mean), ci95=(number(interval.low), number(interval.high)))
     return Recovered(reason=TOO_LITTLE_LOST if lost.mean > 0.0 else NOTHING_LOST)
 
 
@@ -121,15 +122,14 @@ def _against_joint(
     cells = {}
     for arm in arms:
         gained = found[arm] - joint
-        test = gained.test()
         cells[arm] = ArmTask(
             score=cell(found[arm], seeds),
             tir=cell(found[arm].tir(specialist), seeds),
             difference=cell(gained, seeds),
             to_start=_to_start(arm, found, seeds),
             recovery=recovered(gained, specialist - joint),
-            p_value=number(test.p_value),
-            p_models=number(test.p_models),
+            p_value=number(gained.p_value()),
+            p_models=number(gained.p_models()),
             mde=number(gained.mde()),
         )
     return cells
@@ -166,7 +166,7 @@ def _ranking(found: Mapping[str, Sample], learned: Sequence[str]) -> Ranking:
     """
     order = sorted(found, key=lambda arm: -np.inf if np.isnan(found[arm].mean) else found[arm].mean, reverse=True)
     best, rivals = order[0], order[1:]
-    confidence = 1.0 - 0.05 / max(1, len(rivals))
+    confidence = statistics.widened(len(rivals))
     # Written the other way round, an undefined interval would count as a clear lead.
     tied = [arm for arm in rivals if not (found[best] - found[arm]).interval(confidence).low > 0.0]
     routed = [arm for arm in order if arm in learned]

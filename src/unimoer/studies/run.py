@@ -79,7 +79,7 @@ def run_study(
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already done in {folder}", highlight=False)
         with Progress(console, workload([spec for spec, _ in todo])) as progress:
             (executor or LocalExecutor()).run(todo, progress.take)
-            progress.update("statistics", f"{config.evaluation.bootstrap} replicates")
+            progress.update("statistics", "intervals and tests")
             write_results(folder)
     return plan
 

@@ -38,7 +38,7 @@ def _task_scores(evidence: Evidence, table: Table, task: Task) -> TaskScores:
         if system in REFERENCES and len(ran) == 1:
             seeds = seeds[:1]
         matrices = table.matrices(system, task, metric, seeds)
-        found = samples({system: matrices}, evidence.plan.declared.bootstrap)
+        found = samples({system: matrices})
         means = {name: _metrics(table, system, task, name, seeds) for name in datasets}
         for name in datasets:
             one = found.by_dataset[name][system]

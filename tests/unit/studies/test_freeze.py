@@ -70,7 +70,7 @@ def test_an_amendment_has_a_decision_of_its_own_that_names_it(folder: Path) -> N
         ({"arms": {"": {"emb_only": arm_plan("emb_only")}}}, "arms..joint_single: removed"),
         ({"families": {"interference": ["embedding"]}}, "families.interference: "),
         ({"training": {":emb_only": "abc"}}, "training.:emb_only: added"),
-        ({"bootstrap": 7}, "bootstrap: 500 -> 7"),
+        ({"checkpoints": [7]}, "checkpoints: [] -> [7]"),
     ],
     ids=str,
 )

@@ -103,7 +103,7 @@ def test_one_seed_is_preliminary_and_says_so(write_study: Write) -> None:
     found = decided(write_study(losing(3.0, 3.0), seeds=(7,)))
     assert found.preliminary and "1 seed of at least 3" in found.preliminary_reasons[0]
     assert found.tasks[Task.EMBEDDING].tir.std is None
-    assert found.method.resampled == "queries"
+    assert found.method.over == "queries"
 
 
 @pytest.mark.parametrize(("level", "useful"), [(0.5, True), (0.3, False)])

@@ -97,7 +97,6 @@ def test_the_training_key_changes_with_what_changes_a_weight(experiment: Make, d
         ("training__checkpoint_every", 77),
         ("training__routing_every", 7),
         ("training__probe__every", 1),
-        ("evaluation__bootstrap", 500),
         ("evaluation__latency_requests", 0),
         ("evaluation__batch_tokens", 128),
         ("evaluation__suites__test__rerank_depth", 3),
