@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+
 from unimoer.errors import UserError
 
 
@@ -67,3 +69,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """A new `.npy` file, mapped for writing, whose space on the disk is already its own.
+
+    Raises:
+        UserError: there is not enough space. Without this, the process would die of SIGBUS in the middle of the array.
+    """
+    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    try:
+        if hasattr(os, "posix_fallocate") and array.nbytes:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+    except OSError as error:
+        path.unlink()
+        raise UserError(
+            f"{path}: {array.nbytes / 1e9:,.1f} GB do not fit: {error.strerror}; free space or choose another folder"
+        ) from error
+    return array
