@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -77,14 +78,12 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     Raises:
         UserError: there is not enough space. Without this, the process would die of SIGBUS in the middle of the array.
     """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    # Asked first: an allocation that fails fills the disk before it does.
+    if size > shutil.disk_usage(path.parent).free:
+        raise UserError(f"{path}: {size / 1e9:,.1f} GB do not fit on the disk; free space or choose another folder")
     array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    try:
-        if hasattr(os, "posix_fallocate") and array.nbytes:
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-    except OSError as error:
-        path.unlink()
-        raise UserError(
-            f"{path}: {array.nbytes / 1e9:,.1f} GB do not fit: {error.strerror}; free space or choose another folder"
-        ) from error
+    if size and hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.offset + size)
     return array

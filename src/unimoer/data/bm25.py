@@ -20,11 +20,9 @@ import numpy as np
 import Stemmer
 
 from unimoer.assets import cache_dir, staged
+from unimoer.data.corpus import LARGE
 from unimoer.data.postings import Postings, build, words
 from unimoer.types import Document, RetrievalDataset, Run
-
-ON_DISK = 100_000
-"""Documents from which `BM25.of` keeps its index in the cache folder, memory-mapped, and search uses every core."""
 
 _WORD = re.compile(r"[A-Za-z0-9_]+")
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -88,7 +86,7 @@ class BM25:
     def of(cls, dataset: RetrievalDataset, *, split_identifiers: bool = False) -> BM25:
         """Index the corpus of a data set; a large one in the cache folder, where the next call finds it."""
         contents = _Contents(dataset.corpus)
-        if len(contents) < ON_DISK:
+        if len(contents) < LARGE:
             return cls(contents, split_identifiers=split_identifiers)
         key = hashlib.sha256(f"{dataset.fingerprint}|{split_identifiers}".encode()).hexdigest()
         folder = cache_dir() / "bm25" / key[:32]
@@ -108,7 +106,7 @@ class BM25:
         """
         tokens = self._tokens(list(queries.values()))
         if threads is None:
-            threads = (os.cpu_count() or 1) if len(self.document_ids) >= ON_DISK else 1
+            threads = (os.cpu_count() or 1) if len(self.document_ids) >= LARGE else 1
         if threads == 1:
             return {query: self._best(found, top_k) for query, found in zip(queries, tokens, strict=True)}
         with ThreadPoolExecutor(threads) as pool:

@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -22,7 +22,29 @@ from unimoer.data.beir import Collector
 from unimoer.errors import UserError
 from unimoer.types import Document
 
+LARGE = 100_000
+"""Documents from which indices and vectors go to files of the cache folder, and are memory-mapped."""
+
 _FORMAT = "corpus-1"
+
+
+class Contents(Sequence[str]):
+    """The contents of documents in the order of `keys`, each read when it is asked for."""
+
+    def __init__(self, corpus: Mapping[str, Document], keys: Sequence[str]) -> None:
+        self._corpus, self._keys = corpus, keys
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self._corpus[key].content for key in self._keys[place]]
+        return self._corpus[self._keys[place]].content
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 class DiskCorpus(Mapping[str, Document]):

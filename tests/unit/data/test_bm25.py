@@ -81,7 +81,7 @@ def test_a_large_corpus_is_indexed_once(
 ) -> None:
     expected = BM25.of(dataset).search(dataset.queries, 5)
     assert not (cache / "bm25").exists()
-    monkeypatch.setattr(bm25, "ON_DISK", 5)
+    monkeypatch.setattr(bm25, "LARGE", 5)
     assert BM25.of(dataset).search(dataset.queries, 5) == expected
 
     def forbidden(*_: object, **__: object) -> None:
