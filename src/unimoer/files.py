@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import numpy as np
 
 from unimoer.errors import UserError
 
@@ -71,3 +74,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """A new `.npy` file, mapped for writing, whose space on the disk is already its own.
+
+    Raises:
+        UserError: there is not enough space. Without this, the process would die of SIGBUS in the middle of the array.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    # Asked first: an allocation that fails fills the disk before it does.
+    if size > shutil.disk_usage(path.parent).free:
+        raise UserError(f"{path}: {size / 1e9:,.1f} GB do not fit on the disk; free space or choose another folder")
+    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if size and hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.offset + size)
+    return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -107,3 +108,37 @@ def test_a_longer_document_changes_nothing_after_its_budget(length: int) -> None
     [ids] = SHORT.documents([text])
     assert len(ids) <= DOCUMENT + 1
     assert ids[-1] == EOS
+
+
+class Whole(Prompter):
+    """Reads every text to its end before it is cut."""
+
+    def _ends(self, texts: Sequence[str], budget: int) -> Iterator[list[int]]:
+        return iter(self._offsets(texts))
+
+
+LONG = st.lists(
+    st.sampled_from(["red ", "kettle", "🙂", "日本 ", "\n", " " * 40, "x" * 90, "<|im_end|>"]), max_size=200
+)
+
+
+@settings(deadline=None)
+@example(["x" * 5000, " " * 5000, "a " * 5000, "x" * 300 + " red" * 900], 4)
+@given(st.lists(LONG.map("".join), max_size=5), st.integers(4, 12))
+def test_cutting_by_characters_first_changes_no_prompt(texts: list[str], budget: int) -> None:
+    settings = PromptConfig(max_document_tokens=budget)
+    assert Prompter(TOKENIZER, settings).documents(texts) == Whole(TOKENIZER, settings).documents(texts)
+
+
+def test_of_a_long_text_only_the_beginning_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    offsets = Prompter._offsets
+
+    def counts(self: Prompter, texts: Sequence[str]) -> list[list[int]]:
+        read.append(sum(map(len, texts)))
+        return offsets(self, texts)
+
+    monkeypatch.setattr(Prompter, "_offsets", counts)
+    prompter(max_document_tokens=20).documents(["the red kettle " * 10_000] * 600)
+    assert len(read) == 3
+    assert sum(read) == 600 * 20 * 16

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unimoer.errors import UserError
-from unimoer.files import new_folder, read_json, write_json, write_text
+from unimoer.files import new_array, new_folder, read_json, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +105,19 @@ def test_readers_of_a_new_folder_can_read_it(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
     assert (tmp_path / "target").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_new_array_has_its_space_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = new_array(tmp_path / "small.npy", (1000, 300), "float16")
+    array[7] = 1.5
+    array.flush()
+    assert np.load(tmp_path / "small.npy")[7, 299] == 1.5
+    state = (tmp_path / "small.npy").stat()
+    # A sparse file would have almost none of its blocks.
+    assert 512 * state.st_blocks >= state.st_size > 600_000
+    assert new_array(tmp_path / "empty.npy", (0,), "int32").size == 0
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+    with pytest.raises(UserError, match=r"huge\.npy: 1\.0 GB do not fit"):
+        new_array(tmp_path / "huge.npy", (250, 1_000_001), "float32")
+    assert names(tmp_path) == ["empty.npy", "small.npy"]

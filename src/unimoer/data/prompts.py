@@ -8,7 +8,7 @@ byte-pair merges across the seams are those of the finished text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +18,10 @@ from unimoer.errors import UserError
 FIELDS = re.compile(r"\{(instruction|query|document|candidates|number|mark)\}")
 MARK = "\0"
 """Stands for a mark in a rendered prompt, where no tokenizer's word can be taken for it; users' texts lose theirs."""
+WINDOW = 16
+"""Characters read at first for each token of the budget: some four times what they take in running text."""
+OFFSETS = 256
+"""Texts whose offsets are in memory at a time: they take far more than the text."""
 
 
 class Prompter:
@@ -135,17 +139,28 @@ class Prompter:
         clean = [self._without_control(text.replace(MARK, "")) for text in texts]
         # A token covers at least one byte: shorter texts need no look.
         long = [index for index, text in enumerate(clean) if len(text.encode()) > budget]
-        if long:
-            encoded = self.tokenizer(
-                [clean[index] for index in long],
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                verbose=False,
-            )
-            for index, offsets in zip(long, encoded.offset_mapping, strict=True):
-                if len(offsets) > budget:
-                    clean[index] = self._shorten(clean[index], [end for _, end in offsets[:budget]])
+        for start in range(0, len(long), OFFSETS):
+            group = long[start : start + OFFSETS]
+            for index, ends in zip(group, self._ends([clean[index] for index in group], budget), strict=True):
+                if len(ends) > budget:
+                    clean[index] = self._shorten(clean[index], ends[:budget])
         return clean
+
+    def _ends(self, texts: Sequence[str], budget: int) -> Iterator[list[int]]:
+        """Where the first tokens of each text end, in characters: at least one more than `budget` where it has more.
+
+        Only the beginning of a long text is read. What follows can change no token but those of the word that is cut,
+        so that an end in the first half stands; where the budget ends later, the whole text is read after all.
+        """
+        window = WINDOW * budget
+        for text, ends in zip(texts, self._offsets([text[:window] for text in texts]), strict=True):
+            if len(text) > window and (len(ends) <= budget or ends[budget] > window // 2):
+                [ends] = self._offsets([text])
+            yield ends
+
+    def _offsets(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [[end for _, end in offsets] for offsets in encoded.offset_mapping]
 
     def _shorten(self, text: str, ends: Sequence[int]) -> str:
         """The longest of the given prefixes that is within as many tokens as there are prefixes.

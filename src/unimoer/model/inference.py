@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unimoer.data.collate import pad, place_marks, reads
+from unimoer.errors import UserError
+from unimoer.files import new_array, read_json, write_json
 from unimoer.model.listwise import compare
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import TokenBatch
 
 Report = Callable[[int, int], None]
 """Called after every batch with the texts done and the texts in all."""
+
+WINDOW = 8192
+"""Texts that `encode_to` holds at a time: enough of each length for batches with little padding."""
 
 
 def length_batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) -> Iterator[list[int]]:
@@ -44,17 +53,19 @@ def _run(
     report: Report | None,
 ) -> Tensor:
     device = str(model.device)
-    outputs: list[Tensor | None] = [None] * len(ids)
+    outputs = torch.empty(0)
     done = 0
     for rows in length_batches([len(sequence) for sequence in ids], batch_tokens=batch_tokens, multiple=multiple):
         sequences = [ids[row] for row in rows]
         batch = pad(sequences, pad_id=model.tokenizer.pad_token_id, padding=model.config.padding, multiple=multiple)
-        for row, output in zip(rows, forward(batch.to(device)).cpu(), strict=True):
-            outputs[row] = output
+        found = forward(batch.to(device)).cpu()
+        if done == 0:
+            outputs = found.new_empty(len(ids), *found.shape[1:])
+        outputs[rows] = found
         done += len(rows)
         if report is not None:
             report(done, len(ids))
-    return torch.stack([output for output in outputs if output is not None])
+    return outputs
 
 
 def encode(
@@ -67,6 +78,65 @@ def encode(
 ) -> np.ndarray:
     """Token ids of N texts -> `[N, d]` float32, unit length, in the order given."""
     return _run(model, ids, model.embed, batch_tokens=batch_tokens, multiple=multiple, report=report).numpy()
+
+
+def encode_to(
+    path: Path,
+    model: UnifiedModel,
+    texts: Sequence[str],
+    tokenise: Callable[[Sequence[str]], Sequence[Sequence[int]]],
+    *,
+    identity: str,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_tokens: int = 8192,
+    multiple: int = 16,
+    report: Report | None = None,
+) -> np.ndarray:
+    """Encode N texts into the file `path`, `[N, d]` in `.npy` format, and return it memory-mapped, read only.
+
+    `WINDOW` texts at a time are read, tokenised, encoded in the order of their lengths and written; nothing else is in
+    memory. A call after a kill goes on behind the last window that was written, which `path` with the suffix `.json`
+    records. `identity` names the model and the texts (see `identify`): vectors of two never mix. One process at a time.
+
+    Raises:
+        UserError: the file holds vectors of something else, or the disk is too small for all of them.
+    """
+    state = path.with_suffix(".json")
+    wanted = {"identity": identity, "texts": len(texts), "dtype": dtype}
+    fresh = not path.exists()
+    found = {} if fresh or not state.exists() else read_json(state)
+    if not fresh and {key: found.get(key) for key in wanted} != wanted:
+        raise UserError(
+            f"{path}: holds vectors of another model, corpus or precision; delete it or choose another file"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for start in range(found.get("done", 0), len(texts), WINDOW):
+        ids = tokenise(texts[start : start + WINDOW])
+        within = None if report is None else partial(_later, report, start, len(texts))
+        vectors = encode(model, ids, batch_tokens=batch_tokens, multiple=multiple, report=within)
+        if start == 0:
+            write_json(state, {**wanted, "done": 0})
+            new_array(path, (len(texts), vectors.shape[1]), dtype)
+        # Mapped for one window: pages that were written count as memory of the process until they are unmapped.
+        array = np.load(path, mmap_mode="r+")
+        array[start : start + len(ids)] = vectors
+        array.flush()
+        write_json(state, {**wanted, "done": start + len(ids)})
+    written: np.ndarray = np.load(path, mmap_mode="r")
+    return written
+
+
+def _later(report: Report, start: int, total: int, done: int, _: int) -> None:
+    report(start + done, total)
+
+
+def identify(model: UnifiedModel, *parts: str) -> str:
+    """SHA-256 of all weights, the configuration and `parts`: what decides about a vector."""
+    digest = hashlib.sha256("\0".join([model.config.model_dump_json(), *parts]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"\0{name}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def score(

@@ -4,11 +4,100 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
+import bm25s
+import numpy as np
 import pytest
+import Stemmer
 
+from unimoer.data import bm25, postings
 from unimoer.data.bm25 import BM25
 from unimoer.types import RetrievalDataset
+
+
+def crowd(documents: int = 300, queries: int = 40) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts of few frequent and many rare words, so that scores tie; some queries repeat a word or know none."""
+    generator = np.random.default_rng(5)
+
+    def text(length: int) -> str:
+        return " ".join(f"w{number}" for number in np.minimum(generator.zipf(1.4, length), 60))
+
+    corpus = {f"d{number}": text(1 + number % 9) for number in range(documents)} | {"empty": "", "stop": "the of"}
+    return corpus, {f"q{number}": text(number % 6) for number in range(queries)}
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 20, 1000])
+def test_scores_and_order_are_those_of_bm25s_bit_for_bit(top_k: int) -> None:
+    documents, queries = crowd()
+    ids = sorted(documents)
+    options = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+    peer = bm25s.BM25(k1=0.9, b=0.4, backend="numpy")
+    peer.index(bm25s.tokenize([documents[key] for key in ids], **options), show_progress=False)
+    index = BM25(documents)
+    found = index.search(queries, top_k)
+    every = index.score(queries, dict.fromkeys(queries, ids))
+    for query, text in queries.items():
+        [tokens] = bm25s.tokenize([text], return_ids=False, **options)
+        scores = peer.get_scores_from_ids(peer.get_tokens_ids(tokens))
+        assert list(every[query].values()) == scores.tolist()
+        ranked = sorted((-score, key) for key, score in zip(ids, scores.tolist(), strict=True) if score > 0)
+        assert list(found[query].items()) == [(key, -score) for score, key in ranked[:top_k]]
+
+
+def test_chunks_files_and_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, queries = crowd()
+    whole = BM25(documents)
+    expected = whole.search(queries, 15)
+    assert sum(map(len, expected.values())) > 300
+    monkeypatch.setattr(postings, "CHUNK", 7)
+    monkeypatch.setattr(postings, "IN_MEMORY", 50)
+    written = BM25(documents, folder=tmp_path / "index")
+    for index in (BM25(documents), written, BM25.load(tmp_path / "index")):
+        for threads in (1, 3):
+            found = index.search(queries, 15, threads=threads)
+            assert [list(scores.items()) for scores in found.values()] == [
+                list(scores.items()) for scores in expected.values()
+            ]
+        assert index.fingerprint == whole.fingerprint
+        assert index.score(queries, {"q5": ["d7", "empty"]}) == whole.score(queries, {"q5": ["d7", "empty"]})
+    with pytest.raises(KeyError):
+        written.score(queries, {"q5": ["absent"]})
+
+
+def test_bm25s_opens_the_files_memory_mapped(tmp_path: Path) -> None:
+    documents, queries = crowd()
+    index = BM25(documents, folder=tmp_path / "index")
+    peer = bm25s.BM25.load(tmp_path / "index", mmap=True)
+    tokens = bm25s.tokenize(
+        [queries["q5"]], return_ids=False, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False
+    )
+    scores = peer.get_scores(tokens[0])
+    assert dict(zip(sorted(documents), scores.tolist(), strict=True)) == index.score(queries, {"q5": documents})["q5"]
+
+
+def test_a_large_corpus_is_indexed_once(
+    dataset: RetrievalDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = BM25.of(dataset).search(dataset.queries, 5)
+    assert not (cache / "bm25").exists()
+    monkeypatch.setattr(bm25, "LARGE", 5)
+    assert BM25.of(dataset).search(dataset.queries, 5) == expected
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("indexed again")
+
+    monkeypatch.setattr(bm25, "build", forbidden)
+    assert BM25.of(dataset).search(dataset.queries, 5) == expected
+    with pytest.raises(AssertionError, match="indexed again"):
+        BM25.of(dataset, split_identifiers=True)
+    assert len(list((cache / "bm25").iterdir())) == 1
+
+
+@pytest.mark.parametrize("documents", [{}, {"a": "", "b": "the"}])
+def test_an_index_of_nothing_can_be_kept(documents: dict[str, str], tmp_path: Path) -> None:
+    BM25(documents, folder=tmp_path / "index")
+    assert BM25.load(tmp_path / "index").search({"q": "cat"}, 5) == {"q": {}}
 
 
 def test_scores_are_bm25_with_k1_and_b() -> None:

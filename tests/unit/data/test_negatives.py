@@ -12,6 +12,7 @@ from unimoer.config import NegativesConfig
 from unimoer.data import negatives
 from unimoer.data.bm25 import BM25
 from unimoer.data.negatives import judged_negatives, mine, mine_cached
+from unimoer.evaluation.metrics import read_trec, write_trec
 from unimoer.types import Document, RetrievalDataset
 
 CORPUS = {f"d{number}": Document(f"text {number}") for number in range(8)}
@@ -101,7 +102,7 @@ def test_the_cache_is_hit_for_the_same_question_only(
         raise AssertionError("mined again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(negatives, "mine", forbidden)
+        patch.setattr(negatives, "_mine", forbidden)
         assert mine_cached(dataset, "train") == first
 
     mine_cached(dataset, "test")
@@ -112,3 +113,50 @@ def test_the_cache_is_hit_for_the_same_question_only(
     mine_cached(dataset, "train", scorer=BM25.of(dataset))
     mine_cached(replace(dataset, queries={**dataset.queries, "q1": "pears"}), "train")
     assert len(list((cache / "negatives").iterdir())) == 8
+
+
+def test_a_killed_miner_loses_one_batch_and_mines_nothing_twice(
+    dataset: RetrievalDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = {f"q{number}": text for number, text in enumerate(["orchard apples", "yellow", "red", "small", "plums"])}
+    dataset = replace(dataset, queries=queries, qrels={"train": {query: {"d1": 1} for query in queries}})
+    expected = mine(dataset, "train", scorer=BM25.of(dataset))
+    assert any(expected.values())
+    monkeypatch.setattr(negatives, "BATCH", 2)
+    search, asked = BM25.search, list[str]()
+
+    def dies(self: BM25, queries: dict[str, str], top_k: int) -> dict[str, dict[str, float]]:
+        if len(asked) >= 2:
+            raise KeyboardInterrupt
+        asked.extend(queries)
+        return search(self, queries, top_k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BM25, "search", dies)
+        with pytest.raises(KeyboardInterrupt):
+            mine_cached(dataset, "train")
+    [partial] = (cache / "negatives").iterdir()
+    with partial.open("ab") as file:
+        file.write(b'["q2", ["d')  # killed in the middle of a line
+
+    def counts(self: BM25, queries: dict[str, str], top_k: int) -> dict[str, dict[str, float]]:
+        asked.extend(queries)
+        return search(self, queries, top_k)
+
+    monkeypatch.setattr(BM25, "search", counts)
+    found = mine_cached(dataset, "train")
+    assert asked == list(queries)
+    assert found == expected
+    assert list(found) == list(expected)
+    [file] = (cache / "negatives").iterdir()
+    assert json.loads(file.read_text()) == expected
+
+
+def test_the_ranking_of_another_engine_mines(dataset: RetrievalDataset, tmp_path: Path) -> None:
+    path = tmp_path / "bm25.trec"
+    write_trec(BM25.of(dataset).search(dataset.queries, 100), path, "engine")
+    settings = NegativesConfig(strategy="percent_pos")
+    run = read_trec(path)
+    assert mine(dataset, "train", scorer=run, config=settings) == mine(
+        dataset, "train", scorer=BM25.of(dataset), config=settings
+    )

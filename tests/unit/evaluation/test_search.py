@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tiny
+from unimoer.errors import UserError
 from unimoer.evaluation import search as module
 from unimoer.evaluation.search import search, top_k
+from unimoer.model import inference
 from unimoer.types import Document, RetrievalDataset
 
 
@@ -20,8 +23,10 @@ def vectors(rows: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [1, 7, 10, 50, 65_536])
 @pytest.mark.parametrize("k", [1, 10, 49, 50, 200])
-def test_top_k_is_exact_whatever_the_chunks(chunk: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scores", [1, 30, 1 << 24])
+def test_top_k_is_exact_whatever_the_chunks(chunk: int, k: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "SCORES", scores)
     queries, documents = vectors(4, 0), vectors(50, 1)
     names = [f"d{number}" for number in range(50)]
     found = top_k(queries, documents, [f"q{number}" for number in range(4)], names, k)
@@ -60,3 +65,43 @@ def test_the_instruction_reaches_queries(base: Path) -> None:
     dataset = RetrievalDataset("toy", {"a": Document("the red kettle")}, {}, {})
     one, other = (search(model, dataset, {"q": "kettle"}, instruction=text) for text in ("find", "never"))
     assert one != other
+
+
+def test_vectors_in_a_file_give_the_same_ranking_and_are_read_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = tiny.build(base, noise=0.1), tiny.dataset("garden")
+    queries = dict(list(data.queries.items())[:6])
+    expected = search(model, data, queries, k=5)
+    path = tmp_path / "vectors.npy"
+    assert search(model, data, queries, k=5, vectors=path) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "encode", None)
+        assert search(model, data, queries, k=5, vectors=path) == expected
+    with pytest.raises(UserError, match="another model, corpus"):
+        search(model, data, queries, k=5, vectors=path, instruction="other")
+    shuffled = replace(data, corpus=dict(reversed(data.corpus.items())))
+    assert shuffled.fingerprint == data.fingerprint
+    with pytest.raises(UserError, match="another model, corpus"):
+        search(model, shuffled, queries, k=5, vectors=path)
+
+
+def test_a_large_corpus_goes_through_a_file_that_only_a_kill_leaves(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = tiny.build(base, noise=0.1), tiny.dataset("garden")
+    queries = dict(list(data.queries.items())[:6])
+    expected = search(model, data, queries, k=5)
+    monkeypatch.setenv("UNIMOER_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "LARGE", 30)
+    monkeypatch.setattr(inference, "WINDOW", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "top_k", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search(model, data, queries, k=5)
+    assert len(list((tmp_path / "vectors").iterdir())) == 2
+    assert search(model, data, queries, k=5).keys() == expected.keys()
+    found = search(model, data, queries, k=5)
+    for query, scores in expected.items():
+        assert found[query] == pytest.approx(scores, abs=1e-6)
+    assert list((tmp_path / "vectors").iterdir()) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from unimoer.model.inference import encode, length_batches, score
+from unimoer.errors import UserError
+from unimoer.model import inference
+from unimoer.model.inference import encode, encode_to, identify, length_batches, score
 
 
 @given(
@@ -67,3 +71,71 @@ def test_evaluation_leaves_no_graph_and_no_gradient(base: Path) -> None:
     model = tiny.build(base)
     encode(model, tiny.ids([4, 5]))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+TEXTS = [f"the {colour} {thing}" for colour in tiny.COLOURS for thing in (*tiny.THINGS["garden"], "", "very " * 9)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_in_a_file_are_those_in_memory(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Literal["float32", "float16"]
+) -> None:
+    monkeypatch.setattr(inference, "WINDOW", 10)
+    model = tiny.build(base, noise=0.1)
+    seen: list[tuple[int, int]] = []
+    found = encode_to(
+        tmp_path / "new" / "vectors.npy",
+        model,
+        TEXTS,
+        model.prompter.documents,
+        identity="x",
+        dtype=dtype,
+        report=lambda *counts: seen.append(counts),
+    )
+    expected = encode(model, model.prompter.documents(TEXTS))
+    assert (found.shape, found.dtype) == (expected.shape, np.dtype(dtype))
+    assert np.allclose(found, expected, atol=1e-6 if dtype == "float32" else 1e-3)
+    assert seen == [*[(done, 42) for done in (10, 20, 30, 40)], (42, 42)]
+    assert np.array_equal(np.load(tmp_path / "new" / "vectors.npy"), found)
+
+
+def test_a_killed_encoding_goes_on_where_it_was(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "WINDOW", 10)
+    path = tmp_path / "vectors.npy"
+    model = tiny.build(base, noise=0.1)
+    seen: list[int] = []
+
+    def tokenise(texts: Sequence[str]) -> list[list[int]]:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(len(texts))
+        return model.prompter.documents(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_to(path, model, TEXTS, tokenise, identity="x")
+    seen.append(0)
+    found = encode_to(path, model, TEXTS, tokenise, identity="x")
+    assert seen == [10, 10, 10, 0, 10, 2]
+    assert np.allclose(found, encode(model, model.prompter.documents(TEXTS)), atol=1e-6)
+    encode_to(path, model, TEXTS, tokenise, identity="x")
+    assert len(seen) == 6
+    for changed in ({"identity": "y"}, {"identity": "x", "dtype": "float16"}):
+        with pytest.raises(UserError, match=r"vectors\.npy: holds vectors of another model, corpus or precision"):
+            encode_to(path, model, TEXTS, tokenise, **changed)
+    with pytest.raises(UserError, match="another model, corpus"):
+        encode_to(path, model, TEXTS[1:], tokenise, identity="x")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="another model, corpus"):
+        encode_to(path, model, TEXTS, tokenise, identity="x")
+
+
+def test_the_identity_is_of_every_weight_and_part(base: Path) -> None:
+    model = tiny.build(base, noise=0.1)
+    first = identify(model, "corpus")
+    assert first == identify(tiny.build(base, noise=0.1), "corpus")
+    assert first != identify(model, "other")
+    assert first != identify(model, "corpus", "")
+    weights = next(parameter for parameter in model.parameters() if not parameter.requires_grad)
+    with torch.no_grad():
+        weights.flatten()[-1] += 1e-3
+    assert first != identify(model, "corpus")
