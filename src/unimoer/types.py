@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -55,6 +55,8 @@ class RetrievalDataset:
     queries: Mapping[str, str]
     qrels: Mapping[str, Qrels]
     notes: str = ""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What was left out while reading, one line for each kind and file, with the number of rows and the first."""
 
     def split(self, name: str) -> Qrels:
         """Judgements of one split; empty when the data set has none."""

@@ -81,12 +81,17 @@ def build(
 @app.command("check")
 def check_source(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or embedded:NAME, hf:ID, ir:ID.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Repeated judgements and those of unknown ids are problems, not warnings.")
+    ] = False,
 ) -> None:
     """Read a data set to its end; print its size and every problem as one line. Exit code 2 if there is any."""
-    checked = check(source)
+    checked = check(source, strict=strict)
     if checked.dataset is not None:
         for line in _summary(checked.dataset):
             typer.echo(line)
+        for warning in checked.dataset.warnings:
+            typer.echo(f"warning: {warning}")
     for problem in checked.problems:
         typer.echo(problem)
     if checked.problems:

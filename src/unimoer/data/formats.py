@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unimoer.data.beir import Report, fail, read_beir, write_beir
+from unimoer.data.beir import read_beir, write_beir
+from unimoer.data.collector import Problems
 from unimoer.data.embedded import DOMAINS, load_embedded
 from unimoer.data.hub import load_hf, load_ir
 from unimoer.errors import UserError, did_you_mean
@@ -17,8 +18,8 @@ from unimoer.types import Qrels, RetrievalDataset
 
 __all__ = ["LOADERS", "Checked", "check", "judged", "load_dataset", "write_beir"]
 
-LOADERS: dict[str, Callable[[str, Report], RetrievalDataset]] = {
-    "embedded": lambda name, report: load_embedded(name),
+LOADERS: dict[str, Callable[[str, Problems], RetrievalDataset]] = {
+    "embedded": lambda name, problems: load_embedded(name),
     "hf": load_hf,
     "ir": load_ir,
 }
@@ -32,15 +33,16 @@ class Checked:
     problems: list[str]
 
 
-def load_dataset(source: str | Path, split: str | None = None) -> RetrievalDataset:
+def load_dataset(source: str | Path, split: str | None = None, *, strict: bool = False) -> RetrievalDataset:
     """Load a folder in BEIR layout, or `embedded:NAME`, `hf:ID_OR_FOLDER`, `ir:ID`; a domain's bare name also works.
 
     With `split`, only its judgements and their queries are kept; the corpus stays whole. Queries without a relevant
-    document stay in `queries`: take the ones to train and evaluate on from `judged`.
+    document stay in `queries`: take the ones to train and evaluate on from `judged`. Judgements that are repeated or
+    name an unknown query or document are counted in `warnings`; with `strict`, they are problems.
 
     Raises UserError for an unknown source or split, and for the first problem in the data, with file and line.
     """
-    dataset = _load(str(source), fail)
+    dataset = _load(str(source), Problems(strict=strict))
     if split is None:
         return dataset
     if split not in dataset.qrels:
@@ -57,24 +59,26 @@ def judged(dataset: RetrievalDataset, split: str) -> Qrels:
     return {query: grades for query, grades in dataset.split(split).items() if any(g > 0 for g in grades.values())}
 
 
-def check(source: str | Path) -> Checked:
+def check(source: str | Path, *, strict: bool = False) -> Checked:
     """Read a source to its end and collect every problem instead of stopping at the first.
 
-    Beyond what loading refuses, it reports queries that no split judges or that have no relevant document.
+    Beyond what loading refuses, it reports queries that no split judges or that have no relevant document, unless a
+    problem or warning that is already there may be the reason.
     """
-    problems: list[str] = []
+    found = Problems(collect=True, strict=strict)
     try:
-        dataset = _load(str(source), problems.append)
+        dataset = _load(str(source), found)
     except UserError as error:
-        return Checked(None, [*problems, str(error)])
-    judged_somewhere: set[str] = set()
+        return Checked(None, [*found.lines, str(error)])
+    problems = found.lines
+    judged_somewhere: set[str] = set(found.doubtful)
     for split, qrels in dataset.qrels.items():
         judged_somewhere.update(qrels)
         positive = judged(dataset, split)
         problems += [
             f"{source}: query '{query}' has no relevant document in split '{split}'"
             for query in qrels
-            if query not in positive
+            if query not in positive and query not in found.doubtful
         ]
     problems += [
         f"{source}: query '{query}' is judged in no split" for query in dataset.queries if query not in judged_somewhere
@@ -82,17 +86,17 @@ def check(source: str | Path) -> Checked:
     return Checked(dataset, problems)
 
 
-def _load(source: str, report: Report) -> RetrievalDataset:
+def _load(source: str, problems: Problems) -> RetrievalDataset:
     path = Path(source)
     if path.is_dir():
-        return read_beir(path, report=report)
+        return read_beir(path, problems=problems)
     if path.exists():
         raise UserError(f"'{source}' is a file; a data set is a folder with corpus.jsonl, queries.jsonl and qrels/")
     prefix, colon, rest = source.partition(":")
     if colon and "/" not in prefix and "\\" not in rest:
         if prefix not in LOADERS:
             raise UserError(f"'{source}': unknown kind of source '{prefix}:'{did_you_mean(prefix, LOADERS)}")
-        return LOADERS[prefix](rest, report)
+        return LOADERS[prefix](rest, problems)
     if source in DOMAINS:
         return load_embedded(source)
     hint = "" if "/" in source or "\\" in source else did_you_mean(source, DOMAINS)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unimoer.data.beir import Collector, Report
+from unimoer.data.collector import Collector, Problems
 from unimoer.data.embedded.text import short_hash
 from unimoer.errors import UserError
 from unimoer.types import Document, RetrievalDataset
@@ -27,7 +27,7 @@ Tables = Mapping[str, Any]
 """Split name -> datasets.Dataset."""
 
 
-def load_hf(source: str, report: Report) -> RetrievalDataset:
+def load_hf(source: str, problems: Problems) -> RetrievalDataset:
     """`ORG/NAME`, `ORG/NAME#CONFIG` or a local folder.
 
     Read as a retrieval data set where it has `corpus` and `queries` (as configurations, or as sub-folders made by
@@ -41,11 +41,11 @@ def load_hf(source: str, report: Report) -> RetrievalDataset:
     with _errors_of(name):
         if folder.is_dir() and not config:
             if (folder / "corpus").is_dir() and (folder / "queries").is_dir():
-                return _saved_retrieval(datasets, folder, report)
+                return _saved_retrieval(datasets, folder, problems)
             if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-                return _triplets(folder.name, name, _tables(datasets.load_from_disk(str(folder))), report)
+                return _triplets(folder.name, name, _tables(datasets.load_from_disk(str(folder))), problems)
         if config:
-            return _triplets(name, name, _tables(datasets.load_dataset(path, config)), report)
+            return _triplets(name, name, _tables(datasets.load_dataset(path, config)), problems)
         configs = datasets.get_dataset_config_names(path)
         if {"corpus", "queries"} <= set(configs):
             judgements = next(((path, key) for key in _QRELS if key in configs), (f"{path}-qrels", None))
@@ -55,14 +55,14 @@ def load_hf(source: str, report: Report) -> RetrievalDataset:
                 _tables(datasets.load_dataset(path, "corpus")),
                 _tables(datasets.load_dataset(path, "queries")),
                 _tables(datasets.load_dataset(*judgements)),
-                report,
+                problems,
             )
         if len(configs) > 1:
             raise UserError(f"{name}: has several configurations; name one as hf:{path}#CONFIG: {', '.join(configs)}")
-        return _triplets(path, name, _tables(datasets.load_dataset(path)), report)
+        return _triplets(path, name, _tables(datasets.load_dataset(path)), problems)
 
 
-def load_ir(source: str, report: Report) -> RetrievalDataset:
+def load_ir(source: str, problems: Problems) -> RetrievalDataset:
     """An id of ir_datasets, or several of one corpus joined by commas, each a split named by its last part.
 
     `msmarco-passage/train,msmarco-passage/dev/small` has the splits train and dev; an id that names none is test.
@@ -77,7 +77,7 @@ def load_ir(source: str, report: Report) -> RetrievalDataset:
         for key, part in parts.items():
             if not (part.has_docs() and part.has_queries() and part.has_qrels()):
                 raise UserError(f"ir:{key}: lacks documents, queries or judgements; name one of its parts")
-        collector = Collector(source, report)
+        collector = Collector(source, problems)
         for row, document in enumerate(parts[ids[0]].docs_iter(), 1):
             if isinstance(getattr(document, "text", None), str):
                 record = {"_id": document.doc_id, "title": getattr(document, "title", ""), "text": document.text}
@@ -90,25 +90,25 @@ def load_ir(source: str, report: Report) -> RetrievalDataset:
                     collector.query(f"ir:{key} queries", row, {"_id": query.query_id, "text": query.default_text()})
             collector.require_texts(name)
             for row, judgement in enumerate(part.qrels_iter(), 1):
-                grade = int(judgement.relevance)
-                collector.judgement(f"ir:{key} qrels", row, _ir_split(key), judgement.query_id, judgement.doc_id, grade)
+                where, split = f"ir:{key} qrels", _ir_split(key)
+                collector.judgement(where, row, split, judgement.query_id, judgement.doc_id, judgement.relevance)
         return collector.build(name)
 
 
-def _saved_retrieval(datasets: Any, folder: Path, report: Report) -> RetrievalDataset:
+def _saved_retrieval(datasets: Any, folder: Path, problems: Problems) -> RetrievalDataset:
     qrels = next((folder / key for key in _QRELS if (folder / key).is_dir()), None)
     if qrels is None:
         raise UserError(f"{folder}: holds corpus and queries, but no judgements in qrels or default")
     corpus, queries, judgements = (
         _tables(datasets.load_from_disk(str(path))) for path in (folder / "corpus", folder / "queries", qrels)
     )
-    return _retrieval(folder.resolve().name, str(folder), corpus, queries, judgements, report)
+    return _retrieval(folder.resolve().name, str(folder), corpus, queries, judgements, problems)
 
 
 def _retrieval(
-    name: str, source: str, corpus: Tables, queries: Tables, qrels: Tables, report: Report
+    name: str, source: str, corpus: Tables, queries: Tables, qrels: Tables, problems: Problems
 ) -> RetrievalDataset:
-    collector = Collector(name, report)
+    collector = Collector(name, problems)
     for row, record in enumerate(_rows(f"{source} corpus", corpus.values(), ("_id", "text"), ("title",)), 1):
         collector.document(f"{source} corpus", row, record)
     for row, record in enumerate(_rows(f"{source} queries", queries.values(), ("_id", "text")), 1):
@@ -117,19 +117,14 @@ def _retrieval(
     for split, table in qrels.items():
         where = f"{source} {split} judgements"
         for row, record in enumerate(_rows(where, [table], ("query-id", "corpus-id", "score")), 1):
-            grade = record["score"]
-            # Many data sets store grades as floats; a fraction is no grade.
-            if isinstance(grade, bool) or not isinstance(grade, int | float) or grade != int(grade):
-                report(f"{where}:{row}: the grade must be a whole number, found {grade!r}")
-                continue
-            query_id, document_id = _string(record["query-id"]), _string(record["corpus-id"])
-            collector.judgement(where, row, _DEV_NAMES.get(split, split), query_id, document_id, int(grade))
+            split_name = _DEV_NAMES.get(split, split)
+            collector.judgement(where, row, split_name, record["query-id"], record["corpus-id"], record["score"])
     return collector.build(source)
 
 
-def _triplets(name: str, source: str, tables: Tables, report: Report) -> RetrievalDataset:
+def _triplets(name: str, source: str, tables: Tables, problems: Problems) -> RetrievalDataset:
     """Every distinct text becomes one query or document, however many rows repeat it."""
-    collector = Collector(name, report)
+    collector = Collector(name, problems)
     for table_name, table in tables.items():
         split = _DEV_NAMES.get(table_name, table_name)
         where = f"{source} {table_name}"
@@ -139,7 +134,9 @@ def _triplets(name: str, source: str, tables: Tables, report: Report) -> Retriev
             query, positives = record[query_column], _texts(record[positive_column])
             negatives = [_texts(record[column]) for column in negative_columns]
             if not isinstance(query, str) or not query.strip() or not positives or None in negatives:
-                report(f"{where}:{row}: '{query_column}', '{positive_column}' and negatives must be texts, not empty")
+                problems.add(
+                    f"{where}:{row}: '{query_column}', '{positive_column}' and negatives must be texts, not empty"
+                )
                 continue
             query_id = "q" + short_hash(query, 16)
             collector.queries[query_id] = query
@@ -182,7 +179,7 @@ def _tables(loaded: Any) -> Tables:
 def _rows(
     where: str, tables: Iterable[Any], columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Rows in batches: row by row, Arrow needs an hour for millions of passages. Integer ids become strings."""
+    """Rows in batches: row by row, Arrow needs an hour for millions of passages."""
     for table in tables:
         missing = [name for name in columns if name not in table.column_names]
         if missing:
@@ -190,15 +187,7 @@ def _rows(
         kept = [*columns, *(name for name in optional if name in table.column_names)]
         for batch in table.select_columns(kept).iter(batch_size=1000):
             for values in zip(*(batch[name] for name in kept), strict=True):
-                record = dict(zip(kept, values, strict=True))
-                if "_id" in record:
-                    record["_id"] = _string(record["_id"])
-                yield record
-
-
-def _string(value: Any) -> Any:
-    """An integer id as text: column types guarantee that they are not mixed, so no two ids can meet."""
-    return str(value) if isinstance(value, int) else value
+                yield dict(zip(kept, values, strict=True))
 
 
 def _ir_split(key: str) -> str:

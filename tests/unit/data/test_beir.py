@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,16 @@ BROKEN = [
     (append("corpus.jsonl", "[1]"), "corpus.jsonl:6: must be a JSON object, found list"),
     (append("corpus.jsonl", '{"text": "x"}'), "corpus.jsonl:6: field '_id' is missing"),
     (append("corpus.jsonl", '{"_id": "d6"}'), "corpus.jsonl:6: field 'text' is missing"),
-    (append("corpus.jsonl", '{"_id": 6, "text": "x"}'), "corpus.jsonl:6: field '_id' must be a string, found int"),
+    (
+        append("corpus.jsonl", '{"_id": null, "text": "x"}'),
+        "field '_id' must be a string or a whole number, found None",
+    ),
+    (
+        append("corpus.jsonl", '{"_id": true, "text": "x"}'),
+        "field '_id' must be a string or a whole number, found bool",
+    ),
+    (append("corpus.jsonl", '{"_id": 6.5, "text": "x"}'), "field '_id' must be a string or a whole number, found 6.5"),
+    (append("corpus.jsonl", '{"id": [6], "text": "x"}'), "field 'id' must be a string or a whole number, found list"),
     (append("corpus.jsonl", '{"_id": "d6", "text": null}'), "corpus.jsonl:6: field 'text' must be a string, found"),
     (append("corpus.jsonl", '{"_id": "d6", "title": 1, "text": ""}'), "corpus.jsonl:6: field 'title' must be a string"),
     (append("corpus.jsonl", '{"_id": "d 6", "text": "x"}'), "an id must not be empty or hold white space"),
@@ -109,13 +119,19 @@ BROKEN = [
     (append("corpus.jsonl", '{"_id": "d1", "text": "x"}'), "corpus.jsonl:6: duplicate document id 'd1'"),
     (append("queries.jsonl", '{"_id": "q1", "text": "x"}'), "queries.jsonl:4: duplicate query id 'q1'"),
     (append("queries.jsonl", '{"_id": "q4", "text": " "}'), "queries.jsonl:4: the text of query 'q4' is empty"),
-    (append("qrels/test.tsv", "q3\td9\t1"), "test.tsv:3: document 'd9' is judged but is not in the corpus"),
-    (append("qrels/test.tsv", "q9\td1\t1"), "test.tsv:3: query 'q9' is judged but is not among the queries"),
-    (append("qrels/test.tsv", "q3\td3"), "test.tsv:3: has 2 tab-separated fields; 3 are needed"),
-    (append("qrels/test.tsv", "q3\td1\tyes"), "test.tsv:3: the grade must be a whole number, found 'yes'"),
-    (append("qrels/test.tsv", "q3\td3\t0"), "test.tsv:3: document 'd3' is judged 0 for query 'q3', and 1 before"),
+    (append("qrels/test.tsv", "q3\td3"), "test.tsv:3: has 2 fields; 3 are needed"),
+    (append("qrels/test.tsv", "q3\t\t1"), "test.tsv:3: has 2 fields; 3 are needed"),
+    (append("qrels/test.tsv", "q3\td1\t1\tx"), "test.tsv:3: has 4 fields; 3 are needed"),
+    *(
+        (append("qrels/test.tsv", f"q3\td1\t{grade}"), f"test.tsv:3: the grade must be a whole number, found '{grade}'")
+        for grade in ("yes", "0.5", "nan", "inf", "1e400", "1_0", "0x1", "True", "١")
+    ),
     (append("qrels/test.tsv", b"\xff\t\t\n"), "test.tsv:3: is not valid UTF-8"),
     (write("qrels/test.tsv", "q3\td3\tx\n"), "test.tsv:1: the grade must be a whole number, found 'x'"),
+    (write("qrels/test.tsv", "q3,d3,1\nq3,d1,1\n"), "test.tsv:1: has 1 field; 3 are needed"),
+    (write("qrels/test.tsv", "q3 0 d3 0 1 tag\nq3 0 d1 1 1 tag\n"), "test.tsv:1: has 6 fields; 3 are needed"),
+    (write("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq3\td3\t0.5\n"), "test.tsv:2: the grade must be a whole"),
+    (write("corpus.jsonl", "{}".encode("utf-16")), "corpus.jsonl: is UTF-16; save it as UTF-8"),
     (remove("corpus.jsonl"), "holds no corpus.jsonl or corpus.jsonl.gz"),
     (remove("queries.jsonl"), "holds no queries.jsonl or queries.jsonl.gz"),
     (remove("qrels/train.tsv", "qrels/test.tsv"), "holds no qrels/*.tsv"),
@@ -134,7 +150,50 @@ def test_a_broken_folder_gives_one_line_with_file_and_line(
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert str(caught.value) in check(folder).problems
+    checked = check(folder)
+    assert checked.problems == [str(caught.value)]
+    assert checked.dataset is None or checked.dataset.warnings == ()
+
+
+def replace_first(name: str, row: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        rest = (folder / name).read_bytes().split(b"\n", 1)[1]
+        (folder / name).write_bytes(row + b"\n" + rest)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("corpus.jsonl", b'{"_id": "d1", "text": "cut o'),
+        ("corpus.jsonl", b'{"_id": "d1", "text": "\xff"}'),
+        ("corpus.jsonl", b'{"_id": "d1", "title": "no text"}'),
+        ("corpus.jsonl", b'{"_id": "d1", "text": "", "title": 3}'),
+        ("corpus.jsonl", b'{"text": "no id"}'),
+        ("corpus.jsonl", b'{"_id": "d 1", "text": "white space"}'),
+        ("corpus.jsonl", b'["d1"]'),
+        ("corpus.jsonl", b"oops"),
+        ("queries.jsonl", b'{"_id": "q1", "text": null}'),
+        ("queries.jsonl", b'{"_id": "q1", "text": " "}'),
+        ("queries.jsonl", b'{"_id": "q1", "text": '),
+        ("queries.jsonl", b'{"text": "no id"}'),
+        ("queries.jsonl", b"oops"),
+        ("qrels/train.tsv", b"q1\td1\tx"),
+        ("qrels/train.tsv", b"q1\td2"),
+        ("qrels/train.tsv", b"\xff\td1\t1"),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_follows_from_a_fault_is_not_told_after_it(folder: Path, name: str, row: bytes, strict: bool) -> None:
+    """The row that is broken is one that judgements name, or the one judgement of its query."""
+    (folder / "qrels" / "train.tsv").write_text("q1\td1\t1\nq2\td2\t1\n")
+    replace_first(name, row)(folder)
+    checked = check(folder, strict=strict)
+    [problem] = checked.problems
+    assert problem.startswith(f"{folder}/{name}:1: ")
+    assert checked.dataset is not None
+    assert checked.dataset.warnings == ()
 
 
 def test_a_data_set_without_any_relevant_document_is_refused(folder: Path) -> None:
@@ -142,6 +201,55 @@ def test_a_data_set_without_any_relevant_document_is_refused(folder: Path) -> No
     write("qrels/test.tsv", "q3\td3\t0\n")(folder)
     with pytest.raises(UserError, match="fruit: no query has a relevant document"):
         load_dataset(folder)
+    assert check(folder).problems == [f"{folder}: no query has a relevant document"]
+    write("qrels/test.tsv", "q3\tD3\t1\nq3\tD4\t1\n")(folder)
+    write("qrels/train.tsv", "q1\tD3\t1\n")(folder)
+    checked = check(folder)
+    assert checked.dataset is not None
+    assert checked.dataset.warnings == ()
+    assert checked.problems == [
+        f"{folder}: no query has a relevant document; "
+        f"{folder}/qrels/test.tsv:1: document 'D3' is judged but is not in the corpus (left out; 2 such judgements); "
+        f"{folder}/qrels/train.tsv:1: document 'D3' is judged but is not in the corpus (left out)"
+    ]
+
+
+LAPSES = [
+    ("q3\td9\t1", "document 'd9' is judged but is not in the corpus", "left out"),
+    ("q9\td1\t1", "query 'q9' is judged but is not among the queries", "left out"),
+    ("q9\td9\t1", "query 'q9' is judged but is not among the queries", "left out"),
+    ("q3\td3\t1", "document 'd3' is judged 1 for query 'q3', as before", "kept once"),
+    ("q3\td3\t0", "document 'd3' is judged 0 for query 'q3', and 1 before", "the highest grade is kept"),
+]
+
+
+@pytest.mark.parametrize(("line", "text", "remedy"), LAPSES)
+def test_a_lapse_is_counted_by_default_and_refused_when_strict(
+    dataset: RetrievalDataset, folder: Path, line: str, text: str, remedy: str
+) -> None:
+    append("qrels/test.tsv", line)(folder)
+    where = f"{folder}/qrels/test.tsv:3: {text}"
+    loaded = load_dataset(folder)
+    assert loaded == dataset
+    assert loaded.fingerprint == dataset.fingerprint
+    assert loaded.warnings == (f"{where} ({remedy})",)
+    assert pickle.loads(pickle.dumps(loaded)).warnings == loaded.warnings  # noqa: S301
+    assert check(folder).problems == []
+    with pytest.raises(UserError) as caught:
+        load_dataset(folder, strict=True)
+    assert str(caught.value) == where
+    assert check(folder, strict=True).problems == [where]
+
+    append("qrels/test.tsv", line)(folder)
+    assert load_dataset(folder).warnings == (f"{where} ({remedy}; 2 such judgements)",)
+    assert check(folder, strict=True).problems == [where, where.replace("tsv:3", "tsv:4")]
+
+
+def test_the_highest_of_contradictory_grades_is_kept_in_any_order(folder: Path) -> None:
+    append("qrels/test.tsv", "q3\td1\t0")(folder)
+    append("qrels/test.tsv", "q3\td1\t2")(folder)
+    append("qrels/test.tsv", "q3\td1\t1")(folder)
+    assert load_dataset(folder).qrels["test"]["q3"] == {"d3": 1, "d1": 2}
 
 
 @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b'{"_id": "d1"}' * 1000)[:-20]])
@@ -158,13 +266,17 @@ def test_check_reports_every_problem_and_still_reads_the_rest(folder: Path) -> N
     append("queries.jsonl", '{"_id": "q4", "text": "judged nowhere"}')(folder)
     append("queries.jsonl", '{"_id": "q5", "text": "only a negative"}')(folder)
     append("qrels/test.tsv", "q5\td1\t0")(folder)
-    append("qrels/test.tsv", "q5\tgone\t1")(folder)
+    append("qrels/test.tsv", "q3\tgone\t1")(folder)
+    append("qrels/test.tsv", "q3\tlost\t1")(folder)
     checked = check(folder)
     assert checked.dataset is not None
     assert "d7" in checked.dataset.corpus
     assert [problem.removeprefix(str(folder)) for problem in checked.problems] == [
         "/corpus.jsonl:6: is not valid JSON: Expecting value: line 1 column 1 (char 0)",
-        "/qrels/test.tsv:4: document 'gone' is judged but is not in the corpus",
         ": query 'q5' has no relevant document in split 'test'",
         ": query 'q4' is judged in no split",
     ]
+    # 'gone' may be the id of the line that could not be read; no line explains 'lost'.
+    assert checked.dataset.warnings == (
+        f"{folder}/qrels/test.tsv:5: document 'lost' is judged but is not in the corpus (left out)",
+    )

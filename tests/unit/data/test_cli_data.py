@@ -57,6 +57,25 @@ def test_check_prints_every_problem_on_one_line_and_exits_with_2(folder: Path) -
     assert (missing.exit_code, missing.output) == (2, "folder 'nowhere/at/all' does not exist\n1 problem\n")
 
 
+def test_check_counts_lapses_as_warnings_and_refuses_them_when_strict(folder: Path) -> None:
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("q3\tgone\t1\nq3\tlost\t1\n")
+    lenient = runner.invoke(cli.app, ["check", str(folder)])
+    assert lenient.exit_code == 0
+    where = f"{folder}/qrels/test.tsv"
+    assert lenient.output.splitlines()[-2:] == [
+        f"warning: {where}:3: document 'gone' is judged but is not in the corpus (left out; 2 such judgements)",
+        "no problems",
+    ]
+    strict = runner.invoke(cli.app, ["check", "--strict", str(folder)])
+    assert strict.exit_code == 2
+    assert strict.output.splitlines()[-3:] == [
+        f"{where}:3: document 'gone' is judged but is not in the corpus",
+        f"{where}:4: document 'lost' is judged but is not in the corpus",
+        "2 problems",
+    ]
+
+
 def test_build_writes_a_folder_and_refuses_to_overwrite(
     dataset: RetrievalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

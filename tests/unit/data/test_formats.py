@@ -182,11 +182,11 @@ def test_saved_data_with_problems_names_the_row(hf: ModuleType, dataset: Retriev
     assert checked.dataset is not None
     assert checked.dataset.corpus == {"1": Document("one"), "2": Document("two")}
     assert checked.dataset.qrels == {"train": {"7": {"1": 1}}}
-    assert [problem.split(": ", 1)[1] for problem in checked.problems] == [
-        "document '3' is judged but is not in the corpus",
-        "the grade must be a whole number, found 0.5",
-    ]
-    assert all(f"{root} train judgements:" in problem for problem in checked.problems)
+    where = f"{root} train judgements"
+    assert checked.problems == [f"{where}:3: the grade must be a whole number, found 0.5"]
+    assert checked.dataset.warnings == (f"{where}:2: document '3' is judged but is not in the corpus (left out)",)
+    dangling = f"{where}:2: document '3' is judged but is not in the corpus"
+    assert check(f"hf:{root}", strict=True).problems == [dangling, *checked.problems]
 
 
 def test_a_folder_that_the_library_cannot_read_is_one_line(hf: ModuleType, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from unimoer.assets import ASSETS, cache_dir
 from unimoer.data.beir import read_beir, write_beir
+from unimoer.data.collector import Problems
 from unimoer.data.embedded import attack, code, cwe, hpo
 from unimoer.errors import UserError, did_you_mean
 from unimoer.types import RetrievalDataset
@@ -118,4 +119,4 @@ def load_embedded(name: str) -> RetrievalDataset:
         # The folder is there when another process built the same bytes meanwhile.
         with suppress(FileExistsError):
             write_beir(domain.build(), domain.folder)
-    return replace(read_beir(domain.folder, name=name), notes=domain.notes)
+    return replace(read_beir(domain.folder, name=name, problems=Problems(strict=True)), notes=domain.notes)
