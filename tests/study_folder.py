@@ -49,18 +49,18 @@ def write_study(
     trained = dict(arms or {arm: arm_plan(arm) for arm in levels if arm not in REFERENCES})
     everything = {**{name: dict.fromkeys(Task, level) for name, level in REFERENCES.items()}, **levels}
     for arm, by_task in everything.items():
-        for seed in (0,) if arm in ("bm25", "random") else seeds:
-            for step in [*(steps if arm in trained else ()), None]:
-                shift = generator.normal(0, seed_noise) if seed_noise and arm not in ("bm25", "random") else 0.0
-                for dataset in DATASETS:
-                    for task in trained[arm].tasks if arm in trained else Task:
-                        spread = np.linspace(-0.1, 0.1, queries) + shift + by_task[task]
-                        if arm in trained:
-                            spread = spread + by_step(arm, task, step)
-                        if noise:
-                            own = generator.normal(0, noise, queries)
-                            spread = spread + own - own.mean()
-                        found = {f"q{n:03d}": {"ndcg@10": value} for n, value in enumerate(spread.tolist())}
+        rows = (0,) if arm in ("bm25", "random") else tuple(seeds)
+        for step in [*(steps if arm in trained else ()), None]:
+            shift = {seed: generator.normal(0, seed_noise) if arm in trained else 0.0 for seed in rows}
+            for dataset in DATASETS:
+                for task in trained[arm].tasks if arm in trained else Task:
+                    own = generator.normal(0, noise if arm in trained else 0.0, (len(rows), queries))
+                    # Exact on average over seeds and queries, not for each seed: that would be no seed noise at all.
+                    values = by_task[task] + np.linspace(-0.1, 0.1, queries) + (own - own.mean())
+                    if arm in trained:
+                        values = values + by_step(arm, task, step)
+                    for seed, row in zip(rows, values, strict=True):
+                        found = {f"q{n:03d}": {"ndcg@10": float(v)} for n, v in enumerate(row + shift[seed])}
                         scores.add(Key("test", "", arm, seed, step, dataset, task), found, f"{arm}-s{seed}")
     others = [arm for arm in trained if arm != "joint_single" and set(trained[arm].tasks) == set(Task)]
     collection = CollectionPlan(source="x", split="test", documents=10, queries=queries, fingerprint="f")

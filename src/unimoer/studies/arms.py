@@ -97,7 +97,7 @@ def plan_arm(config: StudyConfig, name: str) -> ArmPlan:
         schedule=arm.schedule,
         router=None if router is None else router.type,
         granularity=getattr(router, "granularity", None),
-        learned=router is not None and router.is_learned,
+        learned=router is not None and router.learned,
         reads_text=router is not None and router.reads_text,
         told_task=router is not None and router.told_task,
         task_prior=getattr(router, "task_prior", 0.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,7 @@ class Scores:
                     scores.add(key, {query: {content["metric"]: value} for query, value in pairs}, str(path))
         except FileNotFoundError:
             raise UserError(f"{path}: missing, and there are no runs beside it to read scores from") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a file of scores: {type(error).__name__}: {error}") from None
         return scores
 

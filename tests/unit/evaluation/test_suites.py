@@ -87,7 +87,8 @@ def test_a_folder_without_collections_is_refused(tmp_path: Path) -> None:
 
 def test_a_split_without_a_relevant_document_is_named(tmp_path: Path) -> None:
     corpus = {"d0": Document("a kettle"), "d1": Document("a bowl")}
-    write_beir(RetrievalDataset("own", corpus, {"q": "kettle"}, {"test": {"q": {"d1": 0}}}), tmp_path / "own")
+    qrels = {"train": {"q": {"d0": 1}}, "test": {"q": {"d1": 0}}}
+    write_beir(RetrievalDataset("own", corpus, {"q": "kettle"}, qrels), tmp_path / "own")
     with pytest.raises(UserError, match=r"collection 'own': split 'test' of .* has no query with a relevant document"):
         load_suite(suite(collections=str(tmp_path)))
 

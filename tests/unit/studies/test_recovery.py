@@ -96,7 +96,7 @@ def test_ranking_says_who_leads_and_who_cannot_be_told_apart(tmp_path: Path) -> 
     assert found.not_told_apart == ["moe"]
     assert found.confidence == pytest.approx(1 - 0.05 / 3)
     assert found.lead is not None and (found.lead.arm, found.lead.rival) == ("switch", "moe")
-    assert found.lead.mean == pytest.approx(0.001)
+    assert found.lead.mean == pytest.approx(0.001, abs=1e-6)
     assert found.learned is not None and (found.learned.arm, found.learned.rival) == ("moe", "switch")
     low, high = found.learned.ci95
     assert low is not None and high is not None and low < 0 < high
@@ -110,10 +110,10 @@ def test_the_shared_lora_may_win(tmp_path: Path) -> None:
 
 
 def test_an_arm_is_judged_by_both_tasks(tmp_path: Path) -> None:
-    levels = {"best": 0.5, "joint_single": 0.4, "moe": (0.5, 0.3), "switch": (0.42, 0.42)}
+    levels = {"best": 0.5, "joint_single": 0.4, "moe": (0.5, 0.32), "switch": (0.42, 0.42)}
     found = recovered(tmp_path, levels)
     assert found.ranking.order == ["switch", "moe", "joint_single"]
-    assert found.arms["moe"].tir.mean == pytest.approx((0 + 40) / 2)
+    assert found.arms["moe"].tir.mean == pytest.approx((0 + 36) / 2)
     assert found.arms["switch"].difference.mean == pytest.approx(20 - 16)
 
 
