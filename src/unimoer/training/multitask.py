@@ -83,8 +83,8 @@ class Combiner:
             raise ValueError(f"losses of {sorted(losses)} for a combiner of {sorted(self.weights)}")
         weighted = [weight * losses[task] for task, weight in self.weights.items()]
         found = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in weighted]
-        for gradients in found:
-            self.group.add(gradients)
+        for own in found:
+            self.group.add(own)
         before = self._gradients or [[None] * len(parameters)] * len(found)
         self._gradients = [
             [_add(*pair) for pair in zip(*pairs, strict=True)] for pairs in zip(before, found, strict=True)

@@ -62,7 +62,7 @@ class Optimizer:
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        names = {parameter: name for name, parameter in self._named.items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._named.items()}
         return {
             f"{names[parameter]}|{slot}": torch.as_tensor(value)
             for parameter, state in self.adamw.state.items()

@@ -93,12 +93,17 @@ class Group:
     def add(self, tensors: Iterable[Tensor | None]) -> None:
         """Sum over all processes, in place; what is None must be None everywhere."""
         if self.size > 1:
-            _in_place([tensor for tensor in tensors if tensor is not None], distributed.ReduceOp.SUM, 1)
+            _sum_in_place([tensor for tensor in tensors if tensor is not None])
 
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Mean over all processes, in place."""
-        if self.size > 1:
-            _in_place(list(tensors), distributed.ReduceOp.SUM, self.size)
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Mean over all processes, in place; numbers that are the same everywhere stay so to the last bit."""
+        if self.size == 1 or not tensors:
+            return
+        own = torch.cat([tensor.flatten() for tensor in tensors])
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        distributed.all_gather(parts, own)
+        every = torch.stack(parts)
+        _fill(tensors, torch.where((every == own).all(0), own, every.mean(0)))
 
     def agree(self, value: str | None) -> str | None:
         """The first process's value."""
@@ -138,13 +143,15 @@ def connect(device: torch.device) -> tuple[Group, torch.device]:
     return Group(state.process_index, state.num_processes), state.device
 
 
-def _in_place(tensors: Sequence[Tensor], operation: distributed.ReduceOp, divisor: int) -> None:
+def _sum_in_place(tensors: Sequence[Tensor]) -> None:
     """As one flat tensor for each dtype: a collective has a price of its own, and adapters are many small tensors."""
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         same = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.flatten() for tensor in same])
-        distributed.all_reduce(flat, operation)
-        if divisor > 1:
-            flat /= divisor
-        for tensor, total in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
-            tensor.copy_(total.view(tensor.shape))
+        distributed.all_reduce(flat)
+        _fill(same, flat)
+
+
+def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view(tensor.shape))

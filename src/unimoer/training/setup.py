@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unimoer.config import TrainSpec
 from unimoer.data.collate import Collator
@@ -20,7 +19,7 @@ from unimoer.training.probe import ConflictProbe
 from unimoer.training.routing import RoutingLosses, RoutingMonitor
 from unimoer.training.schedule import Step, plan_steps
 from unimoer.training.state import Adapter, Counters, RandomNumbers, Stateful, latest_state, load_state, save_state
-from unimoer.types import Schedule, Task
+from unimoer.types import Task
 
 PROBE_SEED_OFFSET = 1_000_003
 """The probe reads batches of its own: same data, other order."""

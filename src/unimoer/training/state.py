@@ -96,7 +96,7 @@ class RandomNumbers:
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Stateful], group: Group = ALONE) -> None:
-    """Write `step-N` completely, then drop the older ones: `NAME.safetensors` for tensors, `state.json` for the rest."""
+    """Write `step-N` completely, then drop the older ones: tensors in `NAME.safetensors`, the rest in `state.json`."""
     states = {name: part.state_dict() for name, part in parts.items()}
     if group.is_main:
         target = folder / f"step-{step}"

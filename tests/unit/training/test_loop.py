@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from unimoer.config import ExperimentConfig, OptimizerConfig
+from unimoer.config import OptimizerConfig, StudyConfig
 from unimoer.errors import UserError
-from unimoer.training import loop
-from unimoer.training.loop import build_optimizer
-from unimoer.training.modes import Step, learning_rate
+from unimoer.training import step as one_step
+from unimoer.training.objectives import compute_loss
+from unimoer.training.optimizer import Optimizer
+from unimoer.training.schedule import Step, learning_rate
+from unimoer.training.setup import build_collator, build_samplers
 from unimoer.training.state import latest_state
-from unimoer.types import Task, TrainingMode
+from unimoer.training.step import next_batch
+from unimoer.types import Task
 
 Make = Callable[..., dict[str, Any]]
 
@@ -50,16 +53,13 @@ def test_rates_are_those_of_their_names() -> None:
 def test_the_head_has_a_rate_of_its_own_and_embedding_no_head(base: Path) -> None:
     config = OptimizerConfig(lr=1e-3, head_lr=5e-3, betas=(0.8, 0.9), weight_decay=0.3)
     model = tiny.build(base)
-    optimizer = build_optimizer(model, config, TrainingMode.JOINT_SINGLE)
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 5e-3]
-    assert all((group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.3) for group in optimizer.param_groups)
-    counts = {
-        mode: sum(len(group["params"]) for group in build_optimizer(model, config, mode).param_groups)
-        for mode in TrainingMode
-    }
+    groups = Optimizer(model, config, tuple(Task)).adamw.param_groups
+    assert [group["lr"] for group in groups] == [1e-3, 5e-3]
+    assert all((group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.3) for group in groups)
     adapter = sum(1 for name in model.trainable() if not name.startswith("head."))
-    assert counts.pop(TrainingMode.EMB_ONLY) == adapter
-    assert set(counts.values()) == {adapter + 2}
+    assert len(Optimizer(model, config, (Task.EMBEDDING,)).parameters) == adapter
+    for tasks in ((Task.RERANKING,), tuple(Task)):
+        assert len(Optimizer(model, config, tasks).parameters) == adapter + 2
 
 
 @pytest.mark.parametrize("arm", ["emb_only", "rank_only"])
@@ -82,21 +82,14 @@ def test_accumulated_gradients_are_the_mean_over_batches(experiment: Make, tmp_p
     optimizer = {"lr": 1e-9, "accumulation": 3, "max_grad_norm": 1e9}
     config = tiny.parsed(experiment(training__optimizer=optimizer, training__reranking__steps=1))
     trained = tiny.train_arm(config, "rank_only", tmp_path)
-    shared = tiny.context(config)
-    mode = TrainingMode.RANK_ONLY
-    sampler = tiny.build_samplers(shared, mode, 1)[Task.RERANKING]
+    spec, domains = tiny.train_spec(config, "rank_only"), tiny.domains(config)
+    sampler = build_samplers(spec, domains)[Task.RERANKING]
     model = tiny.UnifiedModel(config.model, tiny.CPU, seed=1)
-    collator = tiny.Collator(
-        model.prompter,
-        {name: domain.dataset for name, domain in shared.domains.items()},
-        instructions=shared.instructions,
-        padding="right",
-        multiple=config.training.pad_to_multiple,
-    )
+    collator = build_collator(spec, model, domains)
     losses = []
     for _ in range(3):
-        _, batch = loop.next_batch(sampler, collator, Task.RERANKING)
-        loss, _ = loop.compute_loss(model, batch, config.training)
+        _, batch = next_batch(sampler, collator, Task.RERANKING)
+        loss, _ = compute_loss(model, batch, config.training)
         (loss / 3).backward()
         losses.append(float(loss.detach()))
     for name, parameter in model.trainable().items():
@@ -162,7 +155,7 @@ def finite(folder: Path) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def diverging(experiment: Make) -> ExperimentConfig:
+def diverging(experiment: Make) -> StudyConfig:
     optimizer = {"lr": 1e30, "warmup_ratio": 0.0, "max_grad_norm": 1e9}
     return tiny.parsed(experiment(training__optimizer=optimizer, training__checkpoint_every=1))
 
@@ -184,7 +177,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     bad_step: int, experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss itself is finite, in the middle of a run or at its very last step."""
-    real, calls = loop.compute_loss, []
+    real, calls = one_step.compute_loss, []
 
     def compute_loss(*arguments: Any, **options: Any) -> Any:
         loss, terms = real(*arguments, **options)
@@ -192,7 +185,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
         # The root's slope at zero is infinite, and infinity times zero is no number.
         return (loss + (loss * 0).sqrt() if len(calls) == bad_step else loss), terms
 
-    monkeypatch.setattr(loop, "compute_loss", compute_loss)
+    monkeypatch.setattr(one_step, "compute_loss", compute_loss)
     config = tiny.parsed(experiment(training__checkpoint_every=1))
     with pytest.raises(UserError, match=rf"gradient.* at step {bad_step} "):
         tiny.train_arm(config, "rank_only", tmp_path)
@@ -241,19 +234,13 @@ def test_a_mixed_step_is_the_gradient_of_the_weighted_sum(gradients: str, experi
     content = experiment(training__optimizer=optimizer, training__gradients__type=gradients, **steps)
     config = tiny.parsed(content)
     trained = tiny.train_arm(config, "joint_mixed", tmp_path).model
-    shared, mode = tiny.context(config), TrainingMode.JOINT_MIXED
-    samplers = tiny.build_samplers(shared, mode, 1)
+    spec, domains = tiny.train_spec(config, "joint_mixed"), tiny.domains(config)
+    samplers = build_samplers(spec, domains)
     model = tiny.arm_model(config, "joint_mixed")
-    collator = tiny.Collator(
-        model.prompter,
-        {name: domain.dataset for name, domain in shared.domains.items()},
-        instructions=shared.instructions,
-        padding="right",
-        multiple=config.training.pad_to_multiple,
-    )
+    collator = build_collator(spec, model, domains)
     for task, weight in ((Task.EMBEDDING, 1.0), (Task.RERANKING, 0.3)):
         for _ in range(2):
-            loss, _ = loop.compute_loss(model, loop.next_batch(samplers[task], collator, task)[1], config.training)
+            loss, _ = compute_loss(model, next_batch(samplers[task], collator, task)[1], config.training)
             (loss * weight / 2).backward()
     for name, parameter in model.trainable().items():
         # A is not reached while B is zero.
@@ -330,7 +317,7 @@ def test_a_run_that_weighs_nothing_has_no_routing_to_tell(arm: str, experiment: 
 
 def test_loss_free_balancing_moves_the_bias_by_its_rate_every_step(experiment: Make, tmp_path: Path) -> None:
     router = {"type": "topk", "k": 1, "bias_rate": 0.01, "aux_loss_weight": 0.0, "z_loss_weight": 0.0}
-    arm = {"mode": "joint_moe", "experts": {"a": 1, "b": 1, "c": 2}, "router": router}
+    arm = {"experts": {"a": 1, "b": 1, "c": 2}, "router": router}
     content = experiment(model__adapter={"rank": 12}, custom_arms={"free": arm}, training__probe__every=0)
     model = tiny.train_arm(tiny.parsed(content), "free", tmp_path).model
     biases = [tensor for name, tensor in model.state().items() if name.endswith(".bias") and ".routers." in name]

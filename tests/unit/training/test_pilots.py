@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from unimoer.config import ExperimentConfig
+from unimoer.config import TrainSpec
 from unimoer.data.collate import Collator
-from unimoer.data.prepare import training_examples
-from unimoer.errors import UserError
+from unimoer.data.prepare import TrainingDomain
 from unimoer.model.unified import UnifiedModel
 from unimoer.training import pilots
 from unimoer.training.objectives import compute_loss
-from unimoer.training.pilots import fit_pilots, hold_out
-from unimoer.types import Example
+from unimoer.training.pilots import clear_pilots, fit_pilots
+from unimoer.training.setup import build_collator
 
 Make = Callable[..., dict[str, Any]]
 
 
-def examples(count: int) -> tuple[Example, ...]:
-    return tuple(Example("garden", f"q{number}", "query", ("d",), ()) for number in range(count))
-
-
-def test_the_last_examples_of_every_domain_are_kept() -> None:
-    given = {"garden": examples(10), "kitchen": examples(8)}
-    kept, held = hold_out(given, 4)
-    for domain, found in given.items():
-        assert kept[domain] + held[domain] == found
-        assert len(held[domain]) == 4
-
-
-def test_a_domain_that_has_too_few_says_so() -> None:
-    with pytest.raises(UserError, match=r"data\.domains\.kitchen: 7 training queries .* router\.pilot_queries"):
-        hold_out({"garden": examples(8), "kitchen": examples(7)}, 4)
+World = tuple[TrainSpec, UnifiedModel, Collator, dict[str, TrainingDomain]]
 
 
 @pytest.fixture
-def world(experiment: Make, base: Path) -> tuple[ExperimentConfig, UnifiedModel, Collator, dict[str, Any]]:
-    """A model with two different experts, and ten examples of each domain."""
-    config = tiny.parsed(experiment(training__embedding__negatives=1))
-    shared = tiny.context(config)
-    adapter = {"rank": 4, "experts": {"embedding": 2, "reranking": 2}, "router": {"type": "similarity"}}
-    model = tiny.build(base, noise=0.2, adapter=adapter)
-    datasets = {name: domain.dataset for name, domain in shared.domains.items()}
-    collator = Collator(model.prompter, datasets, instructions=shared.instructions, padding="right", multiple=1)
-    return config, model, collator, hold_out(training_examples(shared.domains), 10)[1]
+def world(experiment: Make, base: Path) -> World:
+    """A model with two different experts, and ten pilot queries of each domain."""
+    arm = {"experts": {"embedding": 1, "reranking": 1}, "router": {"type": "similarity", "pilot_queries": 10}}
+    changes = {"model__adapter": {"rank": 4, "alpha": 8.0}, "training__embedding__negatives": 1}
+    config = tiny.parsed(experiment(custom_arms={"mine": arm}, **changes))
+    spec, domains = tiny.train_spec(config, "mine"), tiny.domains(config)
+    model = UnifiedModel(spec.model, tiny.CPU)
+    tiny.stir(model, 0.2)
+    return spec, model, build_collator(spec, model, domains), domains
 
 
-def fit(world: tuple[Any, ...], seed: int = 1) -> tuple[Tensor, Tensor]:
-    config, model, collator, held = world
-    fit_pilots(model, held, collator, config.training, seed)
+def fit(world: World) -> tuple[Tensor, Tensor]:
+    spec, model, collator, domains = world
+    fit_pilots(model, domains, collator, spec)
     return model.pilots.vectors.clone(), model.pilots.owners.clone()
 
 
-def test_a_pilot_is_the_mean_of_the_texts_that_its_expert_won(
-    world: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pilot_is_the_mean_of_the_texts_that_its_expert_won(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Expert 0 is made to win the even queries and expert 1 the odd ones, on both tasks and domains."""
     seen: list[dict[str, Tensor]] = []
     real = pilots._texts
@@ -74,7 +58,7 @@ def test_a_pilot_is_the_mean_of_the_texts_that_its_expert_won(
         seen.append(real(model, batch))
         return seen[-1]
 
-    monkeypatch.setattr(pilots, "_losses", losses)
+    monkeypatch.setattr(pilots, "query_losses", losses)
     monkeypatch.setattr(pilots, "_texts", texts)
     vectors, owners = fit(world)
     # Two domains, and of each: queries, documents, pairs.
@@ -85,19 +69,17 @@ def test_a_pilot_is_the_mean_of_the_texts_that_its_expert_won(
     assert torch.allclose(vectors, F.normalize(expected, dim=-1), atol=1e-6)
 
 
-def test_the_loss_of_an_expert_is_that_of_the_query_in_its_batch(
-    world: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_of_an_expert_is_that_of_the_query_in_its_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over the queries is what training minimises, with all texts given to that expert."""
-    config, model, _, _ = world
+    spec, model, _, _ = world
     found: list[tuple[Any, str, Tensor]] = []
-    real = pilots._losses
+    real = pilots.query_losses
 
     def losses(model: Any, batch: Any, expert: str, settings: Any) -> Tensor:
         found.append((batch, expert, real(model, batch, expert, settings)))
         return found[-1][2]
 
-    monkeypatch.setattr(pilots, "_losses", losses)
+    monkeypatch.setattr(pilots, "query_losses", losses)
     fit(world)
     assert len(found) == 2 * 2 * 2
     for batch, expert, loss in found:
@@ -106,11 +88,11 @@ def test_the_loss_of_an_expert_is_that_of_the_query_in_its_batch(
         model.pilots.fit(torch.ones(1, 32), torch.tensor([forced]))
         # At inference, the single pilot sends every text to its owner.
         with torch.no_grad():
-            expected, _ = compute_loss(model, batch, config.training)
+            expected, _ = compute_loss(model, batch, spec.training)
         assert loss.mean().item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_fitting_is_repeatable_and_changes_nothing_but_the_pilots(world: tuple[Any, ...]) -> None:
+def test_fitting_is_repeatable_and_changes_nothing_but_the_pilots(world: World) -> None:
     _, model, _, _ = world
     before = {name: tensor.clone() for name, tensor in model.state().items() if not name.startswith("pilots.")}
     first = fit(world)
@@ -124,3 +106,26 @@ def test_fitting_is_repeatable_and_changes_nothing_but_the_pilots(world: tuple[A
     assert len(set(owners.tolist())) == 2
     assert 6 <= len(vectors) <= 12
     assert all(torch.equal(model.state()[name], tensor) for name, tensor in before.items())
+    clear_pilots(model)
+    assert len(model.pilots.owners) == 0
+
+
+def test_pilots_come_from_the_examples_that_every_arm_trains_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of each domain; a domain that has fewer gives all that it has."""
+    spec, model, collator, domains = world
+    given: list[set[str]] = []
+    real = pilots.TaskSampler
+
+    def sampler(task: Any, examples: Any, *rest: Any) -> Any:
+        given.extend({example.query_id for example in found} for found in examples.values())
+        return real(task, examples, *rest)
+
+    monkeypatch.setattr(pilots, "TaskSampler", sampler)
+    domains = {
+        name: replace(domain, examples=domain.examples[:count])
+        for (name, domain), count in zip(domains.items(), (30, 6), strict=True)
+    }
+    fit_pilots(model, domains, collator, spec)
+    expected = [{example.query_id for example in domain.examples[-10:]} for domain in domains.values()]
+    assert [len(found) for found in expected] == [10, 6]
+    assert given == [expected[0], expected[0], expected[1], expected[1]]
