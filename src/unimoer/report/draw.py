@@ -75,7 +75,7 @@ STYLE: dict[Any, Any] = {
 }
 
 FILLED = "A filled marker's interval excludes 0, an open one's does not; an arrow leaves the axis."
-BAND = "Shaded: differences too small for this study to detect with a power of 80%."
+BAND = "Shaded: effects too small for this study to detect with a power of 80%."
 
 
 def row_panels(rows: Sequence[str], row_height: float, margin: float) -> tuple[Figure, Sequence[Axes]]:
@@ -95,10 +95,10 @@ def row_panels(rows: Sequence[str], row_height: float, margin: float) -> tuple[F
     return figure, panels
 
 
-def span(cells: Iterable[Cell | None], *include: float) -> tuple[float, float]:
-    """Ends of an axis of differences: all intervals and 0, but one that is far out must not flatten the others."""
+def span(cells: Iterable[Cell | None], *include: float, medians: float = 4.0) -> tuple[float, float]:
+    """Ends of an axis of differences: all intervals and 0; nothing beyond so many medians may flatten the others."""
     ends = np.array([end for cell in cells if cell for end in (*cell.ci95, cell.mean) if end is not None] or [0.0])
-    reach = max(4.0 * float(np.median(np.abs(ends))), 1e-3, *(1.5 * abs(value) for value in include))
+    reach = max(medians * float(np.median(np.abs(ends))), 1e-3, *(1.5 * abs(value) for value in include))
     low, high = (min(0.0, *include, max(ends.min(), -reach)), max(0.0, *include, min(ends.max(), reach)))
     # Intervals of no width, where a study is too small to tell anything, still need an axis.
     margin = max(0.06 * (high - low), 1e-3)
@@ -146,8 +146,8 @@ def marker(colour: str, shape: str, filled: bool = True, line: bool = True) -> L
 def signs(shaded: bool) -> dict[str, Any]:
     """Legend entries that explain filled and open markers, and the shading where there is any."""
     entries: dict[str, Any] = {
-        "excludes 0": marker(INK, "o", line=False),
-        "includes 0": marker(INK, "o", filled=False, line=False),
+        "filled: excludes 0": marker(INK, "o", line=False),
+        "open: includes 0": marker(INK, "o", filled=False, line=False),
     }
     return {**entries, "undetectable": Patch(color=UNDETECTABLE, lw=0)} if shaded else entries
 

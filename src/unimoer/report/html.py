@@ -15,7 +15,6 @@ from unimoer.report.notices import notices
 from unimoer.report.section import Section
 from unimoer.report.sections import build_sections
 from unimoer.report.study import StudyFolder
-from unimoer.report.table import Table
 
 Figures = Mapping[str, FigureFile]
 

@@ -122,7 +122,7 @@ class StudyFolder:
         """References first, then the task's specialist, then joint arms."""
         present = {system for found in (scores.macro, *scores.datasets.values()) for system in found}
         order = [BM25, RANDOM, UNTRAINED, self.specialist(task), *([self.shared] if self.shared else []), *self.arms]
-        return list(dict.fromkeys([name for name in order if name in present] + sorted(present)))  # type: ignore[misc]
+        return list(dict.fromkeys([name for name in order if name in present] + sorted(present)))
 
     def collections(self, suite: str) -> list[str]:
         return sorted(self.results.plan.declared.suites[suite].collections)

@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from unimoer.schema import Cell, Decision, Declaration, Environment, Plan, Results, RunStatus, TaskDecision, write_record
+from unimoer.schema import (
+    Cell,
+    Decision,
+    Declaration,
+    Environment,
+    Plan,
+    Results,
+    RunStatus,
+    TaskDecision,
+    write_record,
+)
 from unimoer.schema.decision import PLAIN, Conflicts, LayerConflict, Lead, Method, Needed, Ratio, Region, Useful
 from unimoer.schema.plan import Amendment, ArmPlan, CollectionPlan, Criterion, DomainPlan, PlannedRun, SuitePlan
 from unimoer.schema.results import (
@@ -158,7 +168,13 @@ def decision(
         datasets={
             collection: {
                 task: task_decision(
-                    task, tir[task] + 3 * np.cos(index + len(task)).item(), 2.2 * width, seeds, useful, ok, 0.8 + 0.05 * index
+                    task,
+                    tir[task] + 3 * np.cos(index + len(task)).item(),
+                    2.2 * width,
+                    seeds,
+                    useful,
+                    ok,
+                    0.8 + 0.05 * index,
                 )
                 for task in Task
             }
@@ -198,7 +214,12 @@ GATE_ARMS = {
     "rank_only": arm_plan([Task.RERANKING]),
     "joint_single": arm_plan(list(Task)),
 }
-ROUTED = {"experts": dict.fromkeys(EXPERTS, 8), "granularity": "sequence", "reads_text": True, "router_parameters": 9000}
+ROUTED = {
+    "experts": dict.fromkeys(EXPERTS, 8),
+    "granularity": "sequence",
+    "reads_text": True,
+    "router_parameters": 9000,
+}
 MORE_ARMS = {
     "hard_switch": arm_plan(list(Task), router="hard", told_task=True, experts={"embedding": 8, "reranking": 8}),
     "moe": arm_plan(list(Task), router="sparsegen", learned=True, **ROUTED),
@@ -224,7 +245,9 @@ def status(arm: str, seed: int, variant: str = "") -> RunStatus:
     )
 
 
-def scores(arms: Mapping[str, Mapping[Task, float]], collections: Sequence[str], seeds: Sequence[int]) -> dict[Task, TaskScores]:
+def scores(
+    arms: Mapping[str, Mapping[Task, float]], collections: Sequence[str], seeds: Sequence[int]
+) -> dict[Task, TaskScores]:
     """References, and the arms' scores on average."""
     found = {}
     for task in Task:
@@ -238,7 +261,9 @@ def scores(arms: Mapping[str, Mapping[Task, float]], collections: Sequence[str],
         found[task] = TaskScores(
             macro={name: system(mean, 200) for name, mean in means.items()},
             datasets={
-                collection: {name: system(mean * (0.85 + 0.1 * index / len(collections)), 50) for name, mean in means.items()}
+                collection: {
+                    name: system(mean * (0.85 + 0.1 * index / len(collections)), 50) for name, mean in means.items()
+                }
                 for index, collection in enumerate(collections)
             },
         )
@@ -373,7 +398,15 @@ def write_logs(folder: Path, arm: ArmPlan, seed: int) -> None:
             hard = task == Task.RERANKING and step >= 22
             loss = 1.4 * np.exp(-step / 12) + 0.3 + 0.6 * hard + 0.08 * generator.normal()
             lines.append(
-                {"step": step, "task": task, "task_step": step, "domain": "hpo", "loss": loss, "hard": hard, "extra": 1.0}
+                {
+                    "step": step,
+                    "task": task,
+                    "task_step": step,
+                    "domain": "hpo",
+                    "loss": loss,
+                    "hard": hard,
+                    "extra": 1.0,
+                }
             )
     _write_lines(folder / "metrics.jsonl", lines)
     if len(arm.tasks) > 1 and arm.router is None:
@@ -534,7 +567,11 @@ def routing_summary(
             at_start=start,
             tasks={
                 task: TaskRouting(
-                    weights=weights(task, layer), entropy=0.8, active_experts=0.7 * units, one_expert_share=0.1, steps=(33, 44)
+                    weights=weights(task, layer),
+                    entropy=0.8,
+                    active_experts=0.7 * units,
+                    one_expert_share=0.1,
+                    steps=(33, 44),
                 )
                 for task in Task
             },
@@ -555,7 +592,9 @@ def routing_summary(
 STEPS = (50, 100, 200, 400, 800, 1600)
 
 
-def curve(folder: Path, seeds: Sequence[int] = SEEDS[:3], x: str = "steps", arms: Sequence[str] = ("joint_single", "moe")) -> Path:
+def curve(
+    folder: Path, seeds: Sequence[int] = SEEDS[:3], x: str = "steps", arms: Sequence[str] = ("joint_single", "moe")
+) -> Path:
     """A study without a decision: specialists, one LoRA and an arm over numbers of steps."""
     planned = {arm: {**GATE_ARMS, **MORE_ARMS}[arm] for arm in ("emb_only", "rank_only", *arms)}
     points, last = [], {}
@@ -591,9 +630,11 @@ def curve(folder: Path, seeds: Sequence[int] = SEEDS[:3], x: str = "steps", arms
 
 
 def variants(folder: Path, seeds: Sequence[int] = SEEDS[:3]) -> Path:
-    """A grid: ranks by numbers of experts, each a variant with specialists of its own; `trainable` follows from both."""
+    """A grid: ranks by numbers of experts, each a variant of its own; `trainable` follows from both."""
     grid = {f"rank{rank}-experts{experts}": (rank, experts) for rank in (4, 8, 16) for experts in (2, 3)}
-    planned = {name: {arm: {**GATE_ARMS, **MORE_ARMS}[arm] for arm in ("emb_only", "rank_only", "moe")} for name in grid}
+    planned = {
+        name: {arm: {**GATE_ARMS, **MORE_ARMS}[arm] for arm in ("emb_only", "rank_only", "moe")} for name in grid
+    }
     points = [
         Point(
             variant=name,
@@ -624,13 +665,16 @@ STUDIES: Mapping[str, Callable[[Path], Path]] = {
     "pass": lambda folder: gate(folder, embedding=9.0),
     "fail": lambda folder: gate(folder, embedding=0.1, reranking=-0.2, width=0.5),
     "gains": lambda folder: gate(folder, embedding=-8.0, reranking=-9.0),
-    "one_seed": lambda folder: gate(folder, embedding=9.0, seeds=SEEDS[:1], sections=[*GATE_SECTIONS[:1], *GATE_SECTIONS[1:]]),
+    "one_seed": lambda folder: gate(
+        folder, embedding=9.0, seeds=SEEDS[:1], sections=[*GATE_SECTIONS[:1], *GATE_SECTIONS[1:]]
+    ),
     "useless": lambda folder: gate(folder, useful=False),
     "underpowered": lambda folder: gate(folder, ok=False),
     "wild": lambda folder: gate(folder, embedding=-25.0, reranking=60.0, width=30.0),
     "one_collection": lambda folder: gate(folder, collections=["hpo"]),
     "many_collections": lambda folder: gate(
-        folder, collections=["scifact", "nfcorpus", "trec-covid", "fiqa", "arguana", "dbpedia-entity", "webis-touche2020"]
+        folder,
+        collections=["scifact", "nfcorpus", "trec-covid", "fiqa", "arguana", "dbpedia-entity", "webis-touche2020"],
     ),
     "no_logs": lambda folder: gate(folder, logs=False),
     "amended": amended_gate,

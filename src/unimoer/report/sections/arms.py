@@ -83,13 +83,15 @@ def _lead(study: StudyFolder, ranking: Ranking, unit: str) -> str:
         rest = "" if tied == others else "; the others lie behind"
         sentences.append(f"Intervals widened for having picked the best cannot tell it from {names}{rest}.")
         if study.shared in (best, *ranking.not_told_apart):
-            sentences.append("One shared LoRA may be the best, so nothing here shows that experts or routers are needed.")
+            sentences.append(
+                "One shared LoRA may be the best, so nothing here shows that experts or routers are needed."
+            )
     elif others:
         sentences.append("Intervals widened for having picked the best put every other arm behind it.")
     if ranking.learned is not None:
         low, high = ranking.learned.ci95
         settled = low is not None and high is not None and (low > 0 or high < 0)
-        sentences.append("Best learned router against the best arm without one: " + _ahead(study, ranking.learned, unit))
+        sentences.append(f"Best learned router and best arm without one: {_ahead(study, ranking.learned, unit)}")
         if not settled:
             sentences.append("That does not settle whether learning to route helps.")
     return " ".join(sentences)
@@ -97,8 +99,8 @@ def _lead(study: StudyFolder, ranking: Ranking, unit: str) -> str:
 
 def _ahead(study: StudyFolder, lead: Lead, unit: str) -> str:
     bounds = text.interval(lead.ci95, 1)
-    size = f"{text.decimal(lead.mean, 1, signed=True)} {unit}" + (f", 95% interval {bounds}" if bounds else "")
-    return f"{study.label(lead.arm)} − {study.label(lead.rival)}: {size}."
+    size = f"ahead by {text.decimal(lead.mean, 1)} {unit}" + (f", 95% interval {bounds}" if bounds else "")
+    return f"{study.label(lead.arm)} against {study.label(lead.rival)}: {size}."
 
 
 def _task(study: StudyFolder, recovery: Recovery, task: Task) -> str:
@@ -154,12 +156,20 @@ def _overview(study: StudyFolder, recovery: Recovery) -> Table:
     return Table(
         "arms",
         "Arms for both tasks, from best to worst by the mean of their two interference ratios",
-        ["Arm", "What it is", "Parameters", *(f"TIR {task}" for task in recovery.tasks), "Mean TIR", "Gained", "To start"],
+        [
+            "Arm",
+            "What it is",
+            "Parameters",
+            *(f"TIR {task}" for task in recovery.tasks),
+            "Mean TIR",
+            "Gained",
+            "To start",
+        ],
         rows,
         text_columns=2,
-        notes="In percent of the specialists' scores, with 95% intervals. Gained: points of mean TIR that the arm loses "
-        "less than the shared LoRA. To start: the same against its own routers left untrained. Neighbours in this order "
-        "may not be told apart. Parameters: of adapter and routers, and how many percent more than the shared LoRA's.",
+        notes="In percent of the specialists' scores, with 95% intervals. Gained: how many points less than the shared LoRA "
+        "the arm loses. To start: the same against its own routers left untrained. Parameters: of adapter and "
+        "routers, and how many percent more than the shared LoRA's.",
     )
 
 
@@ -169,7 +179,9 @@ def _task_table(study: StudyFolder, recovery: Recovery, task: Task) -> Table:
     specialist = study.specialist(task)
     rows: list[list[Cell | str]] = []
     if specialist in scores:
-        rows.append([study.label(specialist), scored(scores[specialist].score), "", scored(found.lost, True), *[""] * 4])
+        rows.append(
+            [study.label(specialist), scored(scores[specialist].score), "", scored(found.lost, True), *[""] * 4]
+        )
     for arm in found.ranking.order:
         cell = found.arms.get(arm)
         if cell is None:
@@ -211,7 +223,10 @@ def _collections_table(study: StudyFolder, recovery: Recovery, task: Task) -> Ta
     names = [name for name in sorted(recovery.datasets) if task in recovery.datasets[name]]
     columns = [*(recovery.datasets[name][task] for name in names), recovery.tasks[task].arms]
     rows = [
-        [study.label(arm), *(scored(found[arm].difference, True) if arm in found else text.MISSING for found in columns)]
+        [
+            study.label(arm),
+            *(scored(found[arm].difference, True) if arm in found else text.MISSING for found in columns),
+        ]
         for arm in recovery.tasks[task].ranking.order
         if arm != recovery.baseline
     ]
@@ -278,7 +293,15 @@ def _draw(study: StudyFolder, recovery: Recovery) -> Figure:
         found = recovery.tasks.get(task)
         if found is None:
             continue
-        cells = [found.lost, *(cell for arm in arms if arm in found.arms for cell in (found.arms[arm].difference, found.arms[arm].to_start))]
+        cells = [
+            found.lost,
+            *(
+                cell
+                for arm in arms
+                if arm in found.arms
+                for cell in (found.arms[arm].difference, found.arms[arm].to_start)
+            ),
+        ]
         limits = draw.span(cells)
         axes.axvline(0, color=draw.SHARED, lw=1.0, zorder=1)
         draw.whisker(axes, 0, found.lost, limits, draw.SPECIALIST, "D")

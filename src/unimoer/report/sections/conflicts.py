@@ -55,8 +55,8 @@ def build(study: StudyFolder) -> Section | None:
 def _summary(found: Conflicts) -> str:
     sentences = [
         f"Mean cosine between the tasks' gradients over {text.plural(found.measurements, 'measurement')}: "
-        f"{text.score(found.mean_cosine, signed=True)}; with shuffled labels {text.score(found.null_cosine, signed=True)}; "
-        f"noise ceiling {text.score(found.noise_ceiling)}."
+        f"{text.score(found.mean_cosine, signed=True)}; with shuffled labels "
+        f"{text.score(found.null_cosine, signed=True)}; noise ceiling {text.score(found.noise_ceiling)}."
     ]
     if found.negative_share is not None:
         sentences.append(f"{text.percent(100 * found.negative_share, decimals=0)} of the cosines are negative.")
@@ -71,7 +71,10 @@ def _summary(found: Conflicts) -> str:
 
 
 def _table(found: Conflicts) -> Table:
-    entries: list[tuple[str, ConflictMeans]] = [("All", found), *((str(entry.layer), entry) for entry in found.by_layer)]
+    entries: list[tuple[str, ConflictMeans]] = [
+        ("All", found),
+        *((str(entry.layer), entry) for entry in found.by_layer),
+    ]
     rows: list[list[Cell | str]] = [
         [
             Cell(name, bold=name == "All"),
@@ -86,7 +89,17 @@ def _table(found: Conflicts) -> Table:
         ]
         for name, entry in entries
     ]
-    columns = ["Layer", "Cosine", "Shuffled", "Negative", "Agreement, emb.", "rer.", "Ceiling", "Corrected", "Magnitudes"]
+    columns = [
+        "Layer",
+        "Cosine",
+        "Shuffled",
+        "Negative",
+        "Agreement, emb.",
+        "rer.",
+        "Ceiling",
+        "Corrected",
+        "Magnitudes",
+    ]
     return Table("conflicts", "Gradient conflict by layer", columns, rows, rules=frozenset({1}))
 
 
@@ -141,6 +154,6 @@ def _mean(
 
 
 def _ceiling(first: Grid, second: Grid) -> Grid:
-    """Means first, then the root: cutting single measurements at 0 would lift the ceiling. NaN where a mean is below 0."""
+    """Of means: single measurements cut at 0 would lift the ceiling. NaN where a mean is below 0."""
     known = (first >= 0) & (second >= 0)
     return np.sqrt(np.multiply(first, second, out=np.full_like(first, np.nan), where=known))

@@ -18,7 +18,11 @@ def build(study: StudyFolder) -> Section | None:
                 "Training data",
                 ["Domain", "Source", "Documents", "Queries", "Held out"],
                 [
-                    [name, found.source, *(f"{number:,}" for number in (found.documents, found.queries, found.held_out))]
+                    [
+                        name,
+                        found.source,
+                        *(f"{number:,}" for number in (found.documents, found.queries, found.held_out)),
+                    ]
                     for name, found in declared.domains.items()
                 ],
                 text_columns=2,

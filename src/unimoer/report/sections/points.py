@@ -41,9 +41,10 @@ def build(study: StudyFolder) -> Section | None:
                 "points",
                 f"Scores and interference over {found.x}",
                 f"{study.metric_label} averaged over collections, then the share of the specialist's score that an arm "
-                "loses (TIR)" + (", then the share of that loss that it wins back" if _recovers(found) else "") + "; all "
-                "with 95% intervals that are not corrected for the number of points. Dashed on top: BM25. Dashed in the "
-                f"middle: the lines of the criterion. {draw.BAND} It is the widest of the points at each place.",
+                "loses (TIR)"
+                + (", then the share of that loss that it wins back" if _recovers(found) else "")
+                + "; all with 95% intervals that are not corrected for the number of points. Dashed on top: BM25. "
+                f"Dashed in the middle: the lines of the criterion. {draw.BAND}",
                 partial(_draw, study, found),
             )
         ],
@@ -68,7 +69,8 @@ def series(study: StudyFolder, found: Points, task: Task) -> Series:
     for point in sorted(points, key=lambda point: (point.x.get(found.x, 0.0), point.step or 0)):
         words = [f"{text.compact(point.x[name])} {name}" for name in apart if name in point.x]
         words += [point.variant] if named and point.variant else []
-        grouped.setdefault(", ".join([study.label(point.arm), *words]), []).append(point)
+        arm = "specialist" if point.arm == study.specialist(task) else study.label(point.arm)
+        grouped.setdefault(", ".join([arm, *words]), []).append(point)
     return grouped
 
 
@@ -102,8 +104,8 @@ def _summary(study: StudyFolder, found: Points, task: Task) -> str:
         above = sum(cell.low is not None and cell.low > 0 for cell in against)
         below = sum(cell.high is not None and cell.high < 0 for cell in against)
         sentences.append(
-            f"Of {text.plural(len(against), 'point')} {above} score above BM25, {below} below, the others cannot be told "
-            "from it."
+            f"Of {text.plural(len(against), 'point')} {above} score above BM25 and {below} below; the others cannot be "
+            "told from it."
         )
     return f"{task.capitalize()}: {' '.join(sentences)}" if sentences else ""
 
@@ -193,8 +195,9 @@ def _draw(study: StudyFolder, found: Points) -> Figure:
                 if _draw_undetectable(axes, ruler, [point for points in by_task[task].values() for point in points]):
                     handles["undetectable"] = Patch(color=draw.UNDETECTABLE, lw=0)
         if name != study.metric_label:
-            include = (criterion.pass_at,) if name.startswith("TIR") else (100.0,)
-            panels[0].set_ylim(*draw.span((value(point) for point in found.points), *include))
+            mde = max((point.mde for point in found.points if point.mde is not None), default=0.0)
+            include = (criterion.pass_at, mde, -mde) if name.startswith("TIR") else (100.0,)
+            panels[0].set_ylim(*draw.span((value(point) for point in found.points), *include, medians=20.0))
         panels[0].set_ylabel(name)
         for axes in panels:
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -253,7 +256,7 @@ class _Ruler:
 
 def _styles(study: StudyFolder, labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each series; all of an arm's specialists and of the shared LoRA keep their colours alone."""
-    specialists = [label for label in labels if label.split(",")[0].endswith(" specialist")]
+    specialists = [label for label in labels if label.split(",")[0] == "specialist"]
     others = [label for label in labels if label not in specialists]
     found = {label: (draw.SPECIALIST, "oDPX"[index % 4]) for index, label in enumerate(specialists)}
     others.sort(key=lambda label: not label.startswith(study.label(study.shared or "")))
@@ -268,7 +271,14 @@ def _line(axes: Axes, cells: Sequence[tuple[float, Number | None]], colour: str,
     if not known:
         return
     axes.plot(
-        [place for place, _ in known], [cell.mean for _, cell in known], shape, color=colour, ls="-", lw=1.2, ms=3.5, mew=0
+        [place for place, _ in known],
+        [cell.mean or 0.0 for _, cell in known],
+        shape,
+        color=colour,
+        ls="-",
+        lw=1.2,
+        ms=3.5,
+        mew=0,
     )
     for place, cell in known:
         if cell.low is not None and cell.high is not None:

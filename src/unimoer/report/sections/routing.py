@@ -59,7 +59,9 @@ def _paragraphs(study: StudyFolder, arms: Sequence[str]) -> list[str]:
     for arm in learned:
         found = routing[arm]
         gained = (found.mutual_information or 0.0) - (found.at_start or 0.0)
-        bits = f"{arm} ({text.decimal(found.mutual_information, 2)} bits; {text.decimal(found.at_start, 2)} at the start"
+        bits = (
+            f"{arm} ({text.decimal(found.mutual_information, 2)} bits; {text.decimal(found.at_start, 2)} at the start"
+        )
         groups[gained >= max(SEPARATE, found.within_task or 0.0)].append(
             f"{bits}; noise {text.decimal(found.within_task, 2)})"
         )
@@ -80,7 +82,9 @@ def _paragraphs(study: StudyFolder, arms: Sequence[str]) -> list[str]:
         sentences.append(f"Not learned, for comparison: {text.listed(fixed)}.")
     swapped = [arm for arm in learned if _roles_differ(routing[arm])]
     if swapped:
-        sentences.append(f"Experts play other roles in other seeds in {text.listed(swapped)}; bits are means over seeds.")
+        sentences.append(
+            f"Experts play other roles in other seeds in {text.listed(swapped)}; bits are means over seeds."
+        )
     return [" ".join(sentences)]
 
 
@@ -135,7 +139,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _draw(study: StudyFolder, arms: Sequence[str]) -> Figure:
     routing = study.results.routing
-    barred = [arm for arm in arms if routing[arm].units <= MOST_BARS and all(one.experts for one in routing[arm].routers)]
+    barred = [
+        arm for arm in arms if routing[arm].units <= MOST_BARS and all(one.experts for one in routing[arm].routers)
+    ]
     colours = _colours([expert for arm in barred for expert in routing[arm].experts])
     layout = ConstrainedLayoutEngine(wspace=0.03, hspace=0.02)
     figure = Figure(figsize=(draw.WIDTH, 1.0 + 0.66 * len(arms)), layout=layout)
@@ -161,7 +167,9 @@ def _draw(study: StudyFolder, arms: Sequence[str]) -> Figure:
             columns = draw.thin(layers, 7)
             axes.set_xticks([column + 0.5 for column in columns], [str(column) for column in columns])
             axes.tick_params(labelsize=6.5)
-    for axes, head in zip(grid[0], (*(f"{task.capitalize()} task" for task in Task), "Task → expert, bits"), strict=True):
+    for axes, head in zip(
+        grid[0], (*(f"{task.capitalize()} task" for task in Task), "Task → expert, bits"), strict=True
+    ):
         axes.annotate(
             head,
             (0, 1),
@@ -178,7 +186,7 @@ def _draw(study: StudyFolder, arms: Sequence[str]) -> Figure:
         handles["active units"] = Patch(color=_ACTIVE, lw=0)
         handles["entropy"] = Line2D([], [], color=draw.INK, lw=0, marker="o", ms=2.6, mew=0)
     handles["noise"] = Line2D([], [], color=draw.SHARED, lw=1.0)
-    draw.legend(figure, handles, columns=min(6, len(handles)))
+    draw.legend(figure, handles, columns=min(4, len(handles)))
     return figure
 
 

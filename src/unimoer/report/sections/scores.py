@@ -23,11 +23,15 @@ def build(study: StudyFolder) -> Section | None:
     first, *others = study.variants
     scores = study.results.scores[first]
     suite = study.results.plan.declared.suites.get(study.results.suite)
-    candidates = f" Every system reorders the same {suite.depth} candidates of a query, from {suite.first_stage}." if suite else ""
+    candidates = (
+        f" Every system reorders the same {suite.depth} candidates of a query, from {suite.first_stage}."
+        if suite
+        else ""
+    )
     return Section(
         "Scores",
         paragraphs=[
-            f"{study.metric_label} on the suite `{study.results.suite}`; the average is over collections." + candidates
+            f"{study.metric_label} on the suite {study.results.suite}; the average is over collections." + candidates
         ],
         drawings=[
             Drawing(
@@ -118,10 +122,10 @@ def _draw(study: StudyFolder) -> Figure:
                 if system in found:
                     draw.whisker(axes, row + offset, found[system].score, (0, 1), colour, shape, always_filled=True)
                     handles[label] = draw.marker(colour, shape)
-            for system, label, shape in ((UNTRAINED, "untrained", "D"), (RANDOM, "random", "+")):
+            for system, offset, shape in ((UNTRAINED, -0.12, "D"), (RANDOM, 0.12, "+")):
                 if system in found and found[system].score.mean is not None:
-                    handles[label] = Line2D([], [], lw=0, marker=shape, mfc="none", mec=draw.MUTED, ms=3.8, mew=0.9)
-                    axes.plot(found[system].score.mean, row, shape, mfc="none", mec=draw.MUTED, ms=3.8, mew=0.9)
+                    handles[system] = Line2D([], [], lw=0, marker=shape, mfc="none", mec=draw.MUTED, ms=3.8, mew=0.9)
+                    axes.plot(mean, row + offset, shape, mfc="none", mec=draw.MUTED, ms=3.8, mew=0.9)
             ceilings = study.results.ceilings
             limit = (ceilings.macro if name is None else ceilings.datasets.get(name, {})).get(study.metric)
             if task == Task.RERANKING and limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from matplotlib.figure import Figure
@@ -59,10 +60,11 @@ def headline(decision: Decision) -> str:
         high = found.useful.difference.high
         if found.status == "underpowered":
             reserves.append(f"the {task} specialist is not shown to have learned anything")
-        if not found.useful.ok:
+        elif not found.useful.ok:
             reserves.append(f"the {task} specialist {_USELESS[task][0 if high is not None and high < 0 else 1]}")
     claim = decision.plain[:1].upper() + decision.plain[1:]
-    return f"{claim}, {'and' if decision.supported == 'inconclusive' else 'but'} {text.listed(reserves)}" if reserves else claim
+    link = ";" if decision.supported == "inconclusive" else ", but"
+    return f"{claim}{link} {text.listed(reserves)}" if reserves else claim
 
 
 def _rule(decision: Decision) -> str:
@@ -80,15 +82,13 @@ def _task(decision: Decision, task: Task) -> str:
     found = decision.tasks[task]
     sentences = [f"{task.capitalize()}: TIR {text.ratio(found.tir)}."]
     if found.tir.mde is not None:
-        sentences.append(
-            f"The smallest ratio that this study would detect with a power of 80% is {found.tir.mde:.1f} points."
-        )
+        sentences.append(f"Minimum detectable effect, with a power of 80%: {found.tir.mde:.1f} points.")
     if found.tir.needed is not None:
         needed = found.tir.needed
         ways = [f"{needed.queries:,} test queries with the same seeds"] if needed.queries is not None else []
         ways += [f"{needed.seeds:,} seeds with the same queries"] if needed.seeds is not None else []
         sentences.append(
-            f"To settle it takes about {' or '.join(ways)}."
+            f"Settling it takes about {' or '.join(ways)}."
             if ways
             else "Neither more queries nor more seeds alone would settle it."
         )
@@ -116,7 +116,13 @@ def _claim(found: TaskDecision, criterion: Criterion) -> str:
 def _card(decision: Decision, task: Task) -> Card:
     found, criterion = decision.tasks[task], decision.criterion
     useful = found.useful
-    answer = "yes" if useful.ok else "no" if useful.difference.high is not None and useful.difference.high < 0 else "not shown"
+    answer = (
+        "yes"
+        if useful.ok
+        else "no"
+        if useful.difference.high is not None and useful.difference.high < 0
+        else "not shown"
+    )
     rows = [("BM25", found.bm25, False), ("Random order", found.random, False), ("Untrained", found.untrained, False)]
     rows += [("Specialist", found.specialist, False), ("Joint", found.joint, False)]
     rows += [("Specialist − joint", found.difference, True), ("Specialist − untrained", found.gain, True)]
@@ -155,10 +161,11 @@ def _strip(decision: Decision, task: Task) -> Strip | None:
 def _table(study: StudyFolder, decision: Decision) -> Table:
     rows: list[list[Cell | str]] = []
     rules = set()
-    collections = {None: decision.tasks, **decision.datasets}
+    collections: list[tuple[str | None, Mapping[Task, TaskDecision]]] = [(None, decision.tasks)]
+    collections += decision.datasets.items()
     for task in decision.tasks:
         rules.add(len(rows))
-        for name, found in collections.items():
+        for name, found in collections:
             if task in found:
                 cell = found[task]
                 rows.append(
@@ -171,12 +178,11 @@ def _table(study: StudyFolder, decision: Decision) -> Table:
                         text.decimal(cell.tir.mde, 1),
                         text.p_value(cell.p_value),
                         text.p_value(cell.p_holm),
-                        text.p_value(cell.p_models),
                         scored(cell.gain, signed=True),
                         f"{cell.queries:,}",
                     ]
                 )
-    columns = ["Task", "Collection", "Specialist", "Joint", "TIR", "MDE", "p", "p (Holm)", "p, these models"]
+    columns = ["Task", "Collection", "Specialist", "Joint", "TIR", "MDE", "p", "p (Holm)"]
     return Table(
         "tir",
         f"Task interference ratio on {study.metric_label}",
@@ -185,8 +191,8 @@ def _table(study: StudyFolder, decision: Decision) -> Table:
         text_columns=2,
         rules=frozenset(rules - {0}),
         notes="TIR = (specialist − joint) / specialist; positive: the joint model is worse. MDE: the smallest ratio "
-        "that would be detected with a power of 80%. p: of specialist − joint over queries and seeds; the last p "
-        "is over queries alone and speaks of these trained models only. Gain: specialist − untrained.",
+        "that would be detected with a power of 80%. p: of specialist − joint, over queries and seeds. "
+        "Gain: specialist − untrained.",
     )
 
 
@@ -225,7 +231,7 @@ def _notes(study: StudyFolder, decision: Decision) -> list[Note]:
 
 
 def _brief(study: StudyFolder, decision: Decision) -> Table:
-    rows = []
+    rows: list[list[Cell | str]] = []
     for task, found in decision.tasks.items():
         cells = (found.bm25, found.untrained, found.specialist, found.joint)
         rows.append(
