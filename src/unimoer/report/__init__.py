@@ -1,1 +1,1 @@
-"""Tables, figures and a page from the files of an experiment; imports no model code and no torch."""
+"""Reports: rebuilt from the files of a study alone, section by section; no study is known here by name."""
