@@ -217,7 +217,7 @@ def _notes(study: StudyFolder, decision: Decision) -> list[Note]:
         Note(
             "Interval",
             [
-                f"{method.interval}. {method.test}. Over {method.over}; Collections are fixed: "
+                f"{method.interval}, over {method.over}. Collections are fixed: "
                 "nothing is claimed about others."
             ],
         ),
