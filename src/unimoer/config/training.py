@@ -147,6 +147,6 @@ class EvaluationConfig(Strict):
     batch_tokens: int = Field(8192, ge=64)
     """Tokens a forward pass, padding included; texts are sorted by length first."""
     bootstrap: int = Field(10_000, ge=100)
-    """Replicates of every interval and randomisation test."""
+    """Draws of every randomisation test; intervals need none."""
     latency_requests: int = Field(20, ge=0)
     """Requests of each task that a trained model is timed on, one at a time; 0: none."""

@@ -1,62 +1,23 @@
-"""Numbers as they stand in result files: averages by seed and in every bootstrap replicate, undefined ones None."""
+"""Numbers as they stand in result files, undefined ones None."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from unimoer.evaluation import statistics
-from unimoer.evaluation.statistics import Array, Interval, SeedScores
+from unimoer.evaluation.statistics import Array, Interval, Sample, bonferroni, holm
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One number of an experiment: its value for each seed `[S]`, and in each bootstrap replicate `[B]`.
-
-    Samples of one experiment share their draws, so that differences of two are paired.
-    """
-
-    by_seed: Array
-    replicates: Array
-
-    @classmethod
-    def of(cls, scores: SeedScores, means: Mapping[str, Array], names: Sequence[str]) -> Sample:
-        """The macro average of a system over `names`, from its scores and `statistics.bootstrap_means`."""
-        chosen = {name: scores[name] for name in names}
-        return cls(macro_by_seed(chosen), statistics.macro({name: means[name] for name in names}))
-
-    @property
-    def mean(self) -> float:
-        return float(self.by_seed.mean())
-
-    def __sub__(self, other: Sample) -> Sample:
-        return Sample(self.by_seed - other.by_seed, self.replicates - other.replicates)
-
-    def tir(self, specialist: Sample) -> Sample:
-        """The task interference ratio of this score against its specialist's, in percent."""
-        return Sample(
-            statistics.tir(specialist.by_seed, self.by_seed), statistics.tir(specialist.replicates, self.replicates)
-        )
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        return statistics.percentile_interval(self.mean, self.replicates, len(self.by_seed), confidence)
-
-    def cell(self, seeds: Sequence[int]) -> dict[str, Any]:
-        return {
-            "mean": number(self.mean),
-            "std": std(self.by_seed),
-            "ci95": bounds(self.interval()),
-            "per_seed": per_seed(self.by_seed, seeds),
-        }
-
-
-def macro_by_seed(scores: SeedScores) -> Array:
-    """Macro average over data sets for each seed, `[seeds]`."""
-    return np.mean([scores[name].mean(axis=1) for name in sorted(scores)], axis=0)
+def cell(sample: Sample, seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "mean": number(sample.mean),
+        "std": std(sample.by_seed),
+        "ci95": bounds(sample.interval()),
+        "per_seed": per_seed(sample.by_seed, seeds),
+    }
 
 
 def std(values: Array) -> float | None:
@@ -76,9 +37,9 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def correct(cells: Sequence[dict[str, Any]]) -> None:
-    """Add to every cell its `p_value` corrected for all of them: `p_holm` and `p_bonferroni`."""
-    p_values = [cell["p_value"] for cell in cells]
-    adjusted = zip(cells, statistics.holm(p_values), statistics.bonferroni(p_values), strict=True)
-    for cell, step_down, single_step in adjusted:
-        cell["p_holm"], cell["p_bonferroni"] = step_down, single_step
+def correct(cells: Mapping[str, dict[str, Any]]) -> None:
+    """Add to every labelled cell its `p_value` corrected for all of them: `p_holm` and `p_bonferroni`."""
+    p_values = {label: cell["p_value"] for label, cell in cells.items()}
+    step_down, single_step = holm(list(cells), p_values), bonferroni(list(cells), p_values)
+    for label, cell in cells.items():
+        cell["p_holm"], cell["p_bonferroni"] = step_down[label], single_step[label]

@@ -14,8 +14,8 @@ from typing import Any
 
 from unimoer.errors import UserError
 from unimoer.evaluation import statistics
-from unimoer.evaluation.statistics import Array, SeedScores
-from unimoer.experiments.cells import Sample, bounds, correct
+from unimoer.evaluation.statistics import Sample, SeedScores
+from unimoer.experiments.cells import bounds, cell, correct
 from unimoer.experiments.results import JOINT, SPECIALIST, UNTRAINED, Scores
 from unimoer.types import Task
 
@@ -70,7 +70,7 @@ def decide(
     seeds: Sequence[int],
     conflicts: Sequence[Mapping[str, Any]] = (),
     joint: str = JOINT,
-    replicates: int = statistics.REPLICATES,
+    draws: int = statistics.DRAWS,
     seed: int = statistics.SEED,
 ) -> dict[str, Any]:
     """The content of decision.json: a deterministic function of the scores, with no time, date or path in it.
@@ -92,12 +92,11 @@ def decide(
             role: {name: scores.matrix(arm, task, name, criterion.metric, seeds) for name in names}
             for role, arm in roles.items()
         }
-        means = statistics.bootstrap_means(systems, replicates, seed)
-        tasks[task] = _compare(systems, means, names, criterion, seeds, seed)
+        tasks[task] = _compare(systems, names, criterion, seeds, draws, seed)
         for name in names:
-            datasets.setdefault(name, {})[task] = _compare(systems, means, [name], criterion, seeds, seed)
-    correct(list(tasks.values()))
-    correct([cell for by_task in datasets.values() for cell in by_task.values()])
+            datasets.setdefault(name, {})[task] = _compare(systems, [name], criterion, seeds, draws, seed)
+    correct({str(task): found for task, found in tasks.items()})
+    correct({f"{name}/{task}": found for name, by_task in datasets.items() for task, found in by_task.items()})
 
     reasons = _preliminary_reasons(tasks, len(seeds))
     regions = {task: found["tir"]["region"] for task, found in tasks.items()}
@@ -112,11 +111,11 @@ def decide(
         "datasets": datasets,
         "gradient_conflicts": summarise_conflicts(conflicts),
         "method": {
-            "interval": "95% percentile bootstrap, macro-averaged over data sets inside each replicate",
+            "interval": "95%, two-way random effects, data sets fixed, ratios by Fieller's theorem",
             "resampled": next(iter(tasks.values()))["tir"]["resampled"],
-            "replicates": replicates,
+            "draws": draws,
             "resampling_seed": seed,
-            "test": "two-sided sign-flip randomisation over queries, differences averaged over seeds",
+            "test": "two-sided, with the variance of the interval; p_models: sign-flip randomisation over queries",
             "families": {"primary": len(tasks), "exploratory": sum(len(found) for found in datasets.values())},
         },
     }
@@ -146,31 +145,31 @@ def summarise_conflicts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
 
 def _compare(
     systems: Mapping[str, SeedScores],
-    means: Mapping[str, Mapping[str, Array]],
     names: Sequence[str],
     criterion: Criterion,
     seeds: Sequence[int],
+    draws: int,
     resampling_seed: int,
 ) -> dict[str, Any]:
     """One row of the verdict: the macro average over `names`, which may be a single data set."""
-    samples = {role: Sample.of(scores, means[role], names) for role, scores in systems.items()}
+    samples = {role: Sample.of(scores, names) for role, scores in systems.items()}
     specialist, joint = samples["specialist"], samples["joint"]
     ratio = joint.tir(specialist)
     gain, difference = specialist - samples["untrained"], specialist - joint
     interval, gained = ratio.interval(), gain.interval()
-    found: dict[str, Any] = {role: sample.cell(seeds) for role, sample in samples.items()}
+    found: dict[str, Any] = {role: cell(sample, seeds) for role, sample in samples.items()}
     found["tir"] = {
-        **ratio.cell(seeds),
+        **cell(ratio, seeds),
         "region": criterion.region(interval.low, interval.high),
-        "resampled": interval.resampled,
+        "resampled": interval.over,
     }
     found["difference"] = {"mean": difference.mean, "ci95": bounds(difference.interval())}
     found["gain"] = {"mean": gain.mean, "ci95": bounds(gained)}
-    chosen = {role: {name: scores[name] for name in names} for role, scores in systems.items()}
-    found["p_value"] = statistics.sign_flip_test(chosen["specialist"], chosen["joint"], seed=resampling_seed)
+    found["p_value"] = ratio.p_value()
+    found["p_models"] = ratio.p_models(draws, resampling_seed)
     # Interference is a share of what was learned on top of the base: with nothing learned there is nothing to lose.
     found["status"] = "ok" if gained.low > 0.0 else "underpowered"
-    found["queries"] = sum(scores.shape[1] for scores in chosen["specialist"].values())
+    found["queries"] = sum(scores.shape[1] for scores in specialist.terms.values())
     return found
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from unimoer.evaluation import statistics
-from unimoer.evaluation.statistics import Array, SeedScores
-from unimoer.experiments.cells import Sample, bounds, correct, number
+from unimoer.evaluation.statistics import Sample, SeedScores, widened
+from unimoer.experiments.cells import bounds, cell, correct, number
 from unimoer.experiments.results import JOINT, SPECIALIST, Scores
 from unimoer.types import Task
 
@@ -30,7 +30,7 @@ def recover(
     routers: Mapping[str, str | None],
     metric: str,
     seeds: Sequence[int],
-    replicates: int = statistics.REPLICATES,
+    draws: int = statistics.DRAWS,
     seed: int = statistics.SEED,
 ) -> dict[str, Any]:
     """The content of `recovery` in results.json: a deterministic function of the scores.
@@ -51,19 +51,21 @@ def recover(
             arm: {name: scores.matrix(arm, task, name, metric, seeds) for name in names}
             for arm in (SPECIALIST[task], JOINT, *arms)
         }
-        means = statistics.bootstrap_means(systems, replicates, seed)
-        macro = _samples(systems, means, names)
+        macro = _samples(systems, names)
         tasks[task] = {
-            **_against_joint(macro, systems, names, task, seeds, len(arms) * len(Task), seed),
+            **_against_joint(macro, task, seeds, draws, seed),
             **_ranking({arm: macro[arm] for arm in (JOINT, *arms)}, routers),
         }
         ratios[task] = {arm: macro[arm].tir(macro[SPECIALIST[task]]) for arm in (JOINT, *arms)}
         for name in names:
-            one = _samples(systems, means, [name])
-            family = len(arms) * len(Task) * len(names)
-            datasets.setdefault(name, {})[task] = _against_joint(one, systems, [name], task, seeds, family, seed)
-    correct([cell for found in tasks.values() for cell in found["arms"].values()])
-    by_dataset = [cell for pair in datasets.values() for found in pair.values() for cell in found["arms"].values()]
+            datasets.setdefault(name, {})[task] = _against_joint(_samples(systems, [name]), task, seeds, draws, seed)
+    correct({f"{task}/{arm}": found for task, cells in tasks.items() for arm, found in cells["arms"].items()})
+    by_dataset = {
+        f"{name}/{task}/{arm}": found
+        for name, pair in datasets.items()
+        for task, cells in pair.items()
+        for arm, found in cells["arms"].items()
+    }
     correct(by_dataset)
     return {
         "baseline": JOINT,
@@ -75,71 +77,40 @@ def recover(
     }
 
 
-def ratio_interval(numerator: Array, denominator: Array, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Interval of a ratio of two resampled differences `[B]`; None where it would reach to infinity.
-
-    A percentile interval of numerator / denominator goes wrong as soon as some replicate's denominator is near or
-    below zero: the ratio flips its sign there and lands in the opposite tail. So the test is inverted, as in Fieller's
-    theorem: the interval holds every ratio r for which the replicates of numerator - r denominator do not lie to
-    `confidence` on one side of zero. With all denominators positive the two are the same.
-    """
-    count = len(denominator)
-    tail = count * (1.0 - confidence) / 2.0
-    moving = denominator != 0.0
-    ratios = numerator[moving] / denominator[moving]
-    order = np.argsort(ratios, kind="stable")
-    ratios = ratios[order]
-    # How many replicates have numerator <= r denominator, as r passes each one's own ratio: upwards where its
-    # denominator is positive, downwards where it is negative.
-    before = int(np.count_nonzero(denominator < 0.0) + np.count_nonzero((~moving) & (numerator <= 0.0)))
-    after = before + np.cumsum(np.sign(denominator[moving][order]).astype(np.int64))
-    if not len(ratios) or before >= tail or after[-1] <= count - tail:
-        return None
-    low = int(np.argmax(after >= tail))
-    high = int(np.flatnonzero(after <= count - tail)[-1]) + 1 if (after <= count - tail).any() else low
-    return float(ratios[low]), float(ratios[max(low, high)])
-
-
-def _samples(
-    systems: Mapping[str, SeedScores], means: Mapping[str, Mapping[str, Array]], names: Sequence[str]
-) -> dict[str, Sample]:
-    return {system: Sample.of(scores, means[system], names) for system, scores in systems.items()}
+def _samples(systems: Mapping[str, SeedScores], names: Sequence[str]) -> dict[str, Sample]:
+    return {system: Sample.of(scores, names) for system, scores in systems.items()}
 
 
 def _against_joint(
     samples: Mapping[str, Sample],
-    systems: Mapping[str, SeedScores],
-    names: Sequence[str],
     task: Task,
     seeds: Sequence[int],
-    family: int,
+    draws: int,
     resampling_seed: int,
 ) -> dict[str, Any]:
-    """Every arm beside the shared LoRA and the specialist, on the macro average over `names`."""
-    # The smallest p that n draws can give is 1 / (n + 1): corrected for a large family it must still be small.
-    draws = max(statistics.REPLICATES, 100 * family)
+    """Every arm beside the shared LoRA and the specialist."""
     specialist, joint = samples[SPECIALIST[task]], samples[JOINT]
     lost = specialist - joint
     cells: dict[str, Any] = {}
     for arm in [arm for arm in samples if arm not in (SPECIALIST[task], JOINT)]:
         gained = samples[arm] - joint
-        system, shared = ({name: systems[key][name] for name in names} for key in (arm, JOINT))
         cells[arm] = {
             "mean": number(samples[arm].mean),
             "ci95": bounds(samples[arm].interval()),
-            "tir": samples[arm].tir(specialist).cell(seeds),
-            "difference": gained.cell(seeds),
-            "p_value": statistics.sign_flip_test(system, shared, draws, resampling_seed),
+            "tir": cell(samples[arm].tir(specialist), seeds),
+            "difference": cell(gained, seeds),
+            "p_value": gained.p_value(),
+            "p_models": gained.p_models(draws, resampling_seed),
             "recovery": _recovery(gained, lost),
         }
-    return {"lost": lost.cell(seeds), "arms": cells}
+    return {"lost": cell(lost, seeds), "arms": cells}
 
 
 def _recovery(gained: Sample, lost: Sample) -> dict[str, Any]:
     """The ratio of the two means, not the mean of a ratio by seed: a seed that lost nothing has none."""
-    interval = ratio_interval(gained.replicates, lost.replicates)
-    if lost.interval().low > 0.0 and interval is not None:
-        return {"mean": 100.0 * gained.mean / lost.mean, "ci95": [100.0 * end for end in interval], "reason": None}
+    if lost.interval().low > 0.0:
+        recovery = gained.ratio(lost, 100.0)
+        return {"mean": recovery.mean, "ci95": bounds(recovery.interval()), "reason": None}
     return {"mean": None, "ci95": [None, None], "reason": TOO_LITTLE_LOST if lost.mean > 0.0 else NOTHING_LOST}
 
 
@@ -149,19 +120,13 @@ def _overall(
     routers: Mapping[str, str | None],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Arms by the mean of both tasks' ratios; the tasks share their draws, so their replicates belong together."""
-    means = {
-        arm: Sample(
-            np.mean([found[arm].by_seed for found in ratios.values()], axis=0),
-            np.mean([found[arm].replicates for found in ratios.values()], axis=0),
-        )
-        for arm in (JOINT, *arms)
-    }
+    """Arms by the mean of both tasks' ratios; the tasks share their data sets' queries and their seeds."""
+    means = {arm: Sample.average([found[arm] for found in ratios.values()]) for arm in (JOINT, *arms)}
     # Turned round, so that more is better as it is for scores.
-    kept = {arm: Sample(-sample.by_seed, -sample.replicates) for arm, sample in means.items()}
+    kept = {arm: -sample for arm, sample in means.items()}
     return {
         "arms": {
-            arm: {"tir": sample.cell(seeds), "difference": (means[JOINT] - sample).cell(seeds)}
+            arm: {"tir": cell(sample, seeds), "difference": cell(means[JOINT] - sample, seeds)}
             for arm, sample in means.items()
         },
         **_ranking(kept, routers),
@@ -175,7 +140,7 @@ def _ranking(samples: Mapping[str, Sample], routers: Mapping[str, str | None]) -
     """
     order = sorted(samples, key=_defined(samples), reverse=True)
     best, rivals = order[0], order[1:]
-    confidence = 1.0 - 0.05 / max(1, len(rivals))
+    confidence = widened(len(rivals))
     # Written the other way round, an undefined interval would count as a clear lead.
     tied = [arm for arm in rivals if not (samples[best] - samples[arm]).interval(confidence).low > 0.0]
     learned = [arm for arm in order if _is_learned(routers.get(arm))]

@@ -102,7 +102,7 @@ def run_experiment(
                 progress.note(f"{len(runs) - len(todo)} of {len(runs)} runs are already done in {folder}")
             for run in todo:
                 execute(context, run, folder / "runs" / run.folder)
-            progress.update("statistics", f"{config.evaluation.bootstrap} replicates")
+            progress.update("statistics", f"{config.evaluation.bootstrap} draws")
             write_results(folder)
 
 

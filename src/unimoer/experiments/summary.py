@@ -12,6 +12,8 @@ import numpy as np
 from unimoer.errors import UserError
 from unimoer.evaluation import statistics
 from unimoer.evaluation.metrics import mean
+from unimoer.evaluation.statistics import Sample
+from unimoer.experiments.cells import bounds
 from unimoer.experiments.costs import describe_costs
 from unimoer.experiments.interference import Criterion, decide
 from unimoer.experiments.recovery import recover
@@ -42,15 +44,15 @@ def write_results(experiment_dir: Path) -> None:
     """
     experiment = read_experiment(Path(experiment_dir))
     criterion = Criterion.from_plan(experiment.plan["criterion"])
-    replicates = int(experiment.plan.get("bootstrap") or statistics.REPLICATES)
-    decision = decide(experiment.scores, criterion, experiment.seeds, _conflicts(experiment), replicates=replicates)
+    draws = int(experiment.plan.get("bootstrap") or statistics.DRAWS)
+    decision = decide(experiment.scores, criterion, experiment.seeds, _conflicts(experiment), draws=draws)
     for key in ("name", "tier", "budget"):
         decision[key] = experiment.plan.get(key)
-    write_json(experiment.folder / "results.json", summarise(experiment, criterion, replicates))
+    write_json(experiment.folder / "results.json", summarise(experiment, criterion, draws))
     write_json(experiment.folder / "decision.json", decision)
 
 
-def summarise(experiment: Experiment, criterion: Criterion, replicates: int = statistics.REPLICATES) -> dict[str, Any]:
+def summarise(experiment: Experiment, criterion: Criterion, draws: int = statistics.DRAWS) -> dict[str, Any]:
     """The content of results.json: every arm's scores with intervals, references, ceilings, costs and provenance.
 
     Scores lie at `scores[task]["macro" or "datasets"][data set][arm]`, each with means of all metrics, their standard
@@ -62,17 +64,17 @@ def summarise(experiment: Experiment, criterion: Criterion, replicates: int = st
     return {
         **{key: experiment.plan.get(key) for key in _PLAN_FIELDS},
         "datasets": _datasets(experiment),
-        "scores": {str(task): _scores(experiment, task, criterion.metric, replicates) for task in Task},
+        "scores": {str(task): _scores(experiment, task, criterion.metric) for task in Task},
         "ceilings": _ceilings(experiment, criterion.metric),
         "runs": [_run(run) for run in experiment.runs],
         "arm_details": describe_costs(experiment),
-        "recovery": _recovery(experiment, criterion.metric, replicates),
+        "recovery": _recovery(experiment, criterion.metric, draws),
         "routing": {arm: found for arm, found in routing.items() if found is not None},
         "provenance": _provenance(experiment),
     }
 
 
-def _scores(experiment: Experiment, task: Task, metric: str, replicates: int) -> dict[str, Any]:
+def _scores(experiment: Experiment, task: Task, metric: str) -> dict[str, Any]:
     scores, seeds = experiment.scores, experiment.seeds
     names = scores.datasets(task)
     covered: dict[str, list[str]] = {}
@@ -84,28 +86,24 @@ def _scores(experiment: Experiment, task: Task, metric: str, replicates: int) ->
     found_scores: dict[str, Any] = {"macro": {}, "datasets": {name: {} for name in names}}
     for arm, arm_names in covered.items():
         matrices = {name: scores.matrix(arm, task, name, metric, seeds) for name in arm_names}
-        resampled = statistics.bootstrap_means({arm: matrices}, replicates)[arm]
         runs = [seed for seed in scores.seeds(arm, task) if seed in seeds or arm in (UNTRAINED, BM25)]
         by_seed = {name: {seed: mean(scores.per_query[arm, seed, name, task]) for seed in runs} for name in arm_names}
         for name in arm_names:
-            queries = matrices[name].shape[1]
-            found_scores["datasets"][name][arm] = _cell(by_seed[name], resampled[name], queries)
+            found_scores["datasets"][name][arm] = _cell(by_seed[name], Sample.of(matrices, [name]))
         if arm_names == names:
             macro = {seed: _average([by_seed[name][seed] for name in names]) for seed in runs}
-            queries = sum(matrix.shape[1] for matrix in matrices.values())
-            found_scores["macro"][arm] = _cell(macro, statistics.macro(resampled), queries)
+            found_scores["macro"][arm] = _cell(macro, Sample.of(matrices))
     return found_scores
 
 
-def _cell(by_seed: Mapping[int, Mapping[str, float]], resampled: statistics.Array, queries: int) -> dict[str, Any]:
-    interval = statistics.percentile_interval(0.0, resampled, len(by_seed))
+def _cell(by_seed: Mapping[int, Mapping[str, float]], sample: Sample) -> dict[str, Any]:
     columns = {name: [values[name] for values in by_seed.values()] for name in next(iter(by_seed.values()))}
     return {
         "mean": {name: math.fsum(values) / len(values) for name, values in columns.items()},
         "std": {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in columns.items()},
-        "ci95": [interval.low, interval.high],
+        "ci95": bounds(sample.interval()),
         "per_seed": {str(seed): dict(values) for seed, values in by_seed.items()},
-        "queries": queries,
+        "queries": sum(scores.shape[1] for scores in sample.terms.values()),
     }
 
 
@@ -113,10 +111,10 @@ def _average(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _recovery(experiment: Experiment, metric: str, replicates: int) -> dict[str, Any] | None:
+def _recovery(experiment: Experiment, metric: str, draws: int) -> dict[str, Any] | None:
     arms = experiment.joint_arms
     routers = {arm: settings.get("router") for arm, settings in experiment.arm_settings.items()}
-    return recover(experiment.scores, arms, routers, metric, experiment.seeds, replicates) if arms else None
+    return recover(experiment.scores, arms, routers, metric, experiment.seeds, draws) if arms else None
 
 
 def _ceilings(experiment: Experiment, metric: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def arm_scores_table(experiment: Experiment, task: Task) -> Table:
         rows.append([Cell(value) for value in values])
     reasons = {cell["recovery"]["reason"] for cell in found["arms"].values()} - {None}
     notes = (
-        "With 95% intervals. Difference: arm − one shared LoRA, paired by query and seed. p: sign-flip test against "
+        "With 95% intervals. Difference: arm − one shared LoRA, paired by query and seed. p: against "
         f"the shared LoRA, Holm-corrected over all {experiment.recovery['families']['primary']} arms and tasks (* over "
         "the two specialists alone). Recovery: share of the specialist's lead over the shared LoRA that an arm wins "
         "back."
@@ -183,7 +183,7 @@ def arm_datasets_table(experiment: Experiment, task: Task) -> Table:
         ["Arm", *names, "Average"],
         rows,
         rules=frozenset({1}),
-        notes="† Holm-corrected p < 0.05 (sign-flip test); data sets are a family of "
+        notes="† Holm-corrected p < 0.05; data sets are a family of "
         f"{found['families']['exploratory']}, the averages one of {found['families']['primary']}. The specialist's "
         "differences are tested in the table of interference.",
     )

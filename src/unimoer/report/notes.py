@@ -90,8 +90,7 @@ def _ratio_text(decision: Mapping[str, Any]) -> str:
 def _interval_text(decision: Mapping[str, Any]) -> str:
     method = decision["method"]
     return (
-        f"Each 95% interval comes from {method['replicates']:,} bootstrap replicates that resample "
-        f"{method['resampled']}; the average over data sets and the ratio are formed anew in each. The data sets "
+        f"Intervals ({method['interval']}) are over {method['resampled']}. The data sets "
         f"themselves are kept fixed, so nothing is claimed about others. {resolution_sentence(decision)}"
     ).strip()
 
@@ -144,12 +143,13 @@ def _overlap_note(results: Mapping[str, Any]) -> Note | None:
 
 
 def _test_text(decision: Mapping[str, Any]) -> str:
-    families = decision["method"]["families"]
+    method = decision["method"]
+    families = method["families"]
     return (
-        "Specialist and joint are compared query by query with a sign-flip randomisation test, scores averaged over "
-        f"seeds. Holm's correction runs over two families: the {families['primary']} averages, on which the verdict "
-        f"rests, and the {families['exploratory']} pairs of task and data set, which are exploratory. The test speaks "
-        "of these trained models; it cannot see how another seed would have come out."
+        f"Specialist and joint are compared query by query; the test is {method['test']}. Holm's correction runs over "
+        f"two families: the {families['primary']} averages, on which the verdict rests, and the "
+        f"{families['exploratory']} pairs of task and data set, which are exploratory. A sign-flip test speaks of "
+        "these trained models; it cannot see how another seed would have come out."
     )
 
 

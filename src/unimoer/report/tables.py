@@ -81,7 +81,7 @@ def scores_table(experiment: Experiment, task: Task) -> Table:
             rows.append([Cell(label), *(Cell(wording.score(value)) for value in [*values, average])])
     caption = f"{task.capitalize()}: {wording.metric_label(metric)} by arm and data set"
     notes = (
-        "Bold: the better of specialist and joint. † joint differs from the specialist (sign-flip test, Holm-corrected "
+        "Bold: the better of specialist and joint. † joint differs from the specialist (Holm-corrected "
         "p < 0.05; data sets are one family, the two averages another). Average: over data sets, with its 95% interval."
     )
     if task == Task.RERANKING and experiment.results.get("rerank_depth"):
@@ -121,11 +121,11 @@ def tir_table(experiment: Experiment) -> Table:
     columns += [*(["SD, seeds"] if len(experiment.seeds) > 1 else []), "p", "p (Holm)", "Guard"]
     notes = (
         "TIR = (specialist − joint) / specialist; positive: the joint model is worse. Gain: specialist over the "
-        "untrained base; the guard is ok where its 95% interval lies above 0. p: sign-flip test of specialist against "
+        "untrained base; the guard is ok where its 95% interval lies above 0. p: specialist against "
         "joint; Holm over the two averages, and over all pairs of task and data set."
     )
     if len(experiment.seeds) > 1:
-        notes += " The interval covers seeds and queries; p speaks of these trained models, so the two may disagree."
+        notes += " The interval covers seeds and queries."
     return Table(
         "tir",
         f"Task interference ratio on {wording.metric_label(experiment.metric)}",

@@ -137,7 +137,7 @@ def region_sentence(region: str, criterion: Mapping[str, Any]) -> str:
         "straddles_pass": f"The interval crosses the {passes} line.",
         "straddles_fail": f"The interval crosses the {fail} line.",
         "straddles_both": f"The interval crosses both the {fail} and the {passes} line.",
-        "undefined": "There is no interval, because some resampled specialists score 0.",
+        "undefined": "There is no interval, because the specialist scores 0.",
     }[region]
 
 

@@ -80,7 +80,7 @@ def test_regions_of_an_interval() -> None:
     ],
 )
 def test_decision_of_exact_scores(embedding: float, reranking: float, verdict: str, supported: str) -> None:
-    found = decide(scores_of(levels(embedding, reranking)), CRITERION, [1, 2, 3], replicates=2000)
+    found = decide(scores_of(levels(embedding, reranking)), CRITERION, [1, 2, 3], draws=2000)
     assert (found["verdict"], found["preliminary"], found["preliminary_reasons"]) == (verdict, False, [])
     task = found["tasks"]["embedding"]
     assert task["tir"]["mean"] == pytest.approx(embedding)
@@ -99,13 +99,13 @@ def test_decision_of_exact_scores(embedding: float, reranking: float, verdict: s
 def test_guard_and_seeds_make_a_verdict_preliminary() -> None:
     weak = levels(3.0, 3.0)
     weak["reranking"]["untrained"] = 0.5
-    found = decide(scores_of(weak), CRITERION, [1, 2, 3], replicates=500)
+    found = decide(scores_of(weak), CRITERION, [1, 2, 3], draws=500)
     assert found["tasks"]["embedding"]["status"] == "ok"
     assert found["tasks"]["reranking"]["status"] == "underpowered"
     assert found["verdict"] == "PASS" and found["preliminary"]
     assert len(found["preliminary_reasons"]) == 1 and "reranking" in found["preliminary_reasons"][0]
 
-    found = decide(scores_of(levels(3.0, 3.0), seeds=(7,)), CRITERION, [7], replicates=500)
+    found = decide(scores_of(levels(3.0, 3.0), seeds=(7,)), CRITERION, [7], draws=500)
     assert found["preliminary"] and "1 seed of at least 3" in found["preliminary_reasons"][0]
     assert found["tasks"]["embedding"]["tir"]["std"] is None
     assert found["method"]["resampled"] == "queries"
@@ -117,7 +117,7 @@ def test_specialist_that_scores_nothing_has_no_ratio() -> None:
     for key in scores.per_query:
         if key[3] == Task.RERANKING:
             scores.per_query[key] = {query: {"ndcg@10": 0.0} for query in scores.per_query[key]}
-    found = decide(scores, CRITERION, [1, 2, 3], replicates=200)
+    found = decide(scores, CRITERION, [1, 2, 3], draws=200)
     assert found["tasks"]["reranking"]["tir"]["mean"] is None
     assert found["tasks"]["reranking"]["tir"]["ci95"] == [None, None]
     assert found["tasks"]["reranking"]["status"] == "underpowered"

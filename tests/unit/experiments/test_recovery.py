@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unimoer.experiments.recovery import NOTHING_LOST, TOO_LITTLE_LOST, ratio_interval, recover
+from unimoer.experiments.recovery import NOTHING_LOST, TOO_LITTLE_LOST, recover
 from unimoer.experiments.results import Scores, read_experiment
 from unimoer.experiments.summary import write_results
 from unimoer.types import Task
@@ -29,11 +29,12 @@ def scores_of(levels: Mapping[str, float | tuple[float, float]], noise: float = 
         for arm, level in levels.items():
             mean = level if isinstance(level, float) else level[position]
             name = {"best": ("emb_only", "rank_only")[position]}.get(arm, arm)
-            for seed in SEEDS:
+            # Centred over seeds together: centred for each, training would seem to have no luck at all.
+            own = np.random.default_rng([sum(arm.encode()), position]).normal(0, noise, (len(SEEDS), queries))
+            for row, seed in enumerate(SEEDS):
                 for dataset in ("hpo", "cwe"):
                     spread = np.random.default_rng([len(dataset), position]).normal(0, 0.05, queries)
-                    own = np.random.default_rng([sum(arm.encode()), seed, position]).normal(0, noise, queries)
-                    values = mean + (spread - spread.mean()) + (own - own.mean())
+                    values = mean + (spread - spread.mean()) + own[row] - own.mean()
                     scores.files[name, seed, dataset, task] = Path(name)
                     scores.per_query[name, seed, dataset, task] = {
                         f"q{number}": {"ndcg@10": float(value)} for number, value in enumerate(values)
@@ -43,7 +44,7 @@ def scores_of(levels: Mapping[str, float | tuple[float, float]], noise: float = 
 
 def recovered(levels: Mapping[str, float | tuple[float, float]], noise: float = 0.0) -> dict[str, Any]:
     arms = [arm for arm in levels if arm not in ("best", "joint_single")]
-    return recover(scores_of(levels, noise), arms, ROUTERS, "ndcg@10", SEEDS, replicates=1000)
+    return recover(scores_of(levels, noise), arms, ROUTERS, "ndcg@10", SEEDS, draws=1000)
 
 
 def test_known_answers() -> None:
@@ -80,35 +81,6 @@ def test_no_ratio_where_nothing_was_lost(joint: float, noise: float, reason: str
     cell = recovered({"best": 0.5, "joint_single": joint, "moe": 0.6}, noise)["tasks"]["embedding"]["arms"]["moe"]
     assert cell["recovery"] == {"mean": None, "ci95": [None, None], "reason": reason}
     assert cell["difference"]["mean"] == pytest.approx(0.6 - joint)
-
-
-def test_ratio_interval_is_the_percentile_interval_of_positive_denominators() -> None:
-    generator = np.random.default_rng(0)
-    numerator, denominator = generator.normal(1, 1, 10_000), generator.uniform(1, 2, 10_000)
-    expected = np.percentile(numerator / denominator, [2.5, 97.5])
-    assert ratio_interval(numerator, denominator) == pytest.approx(expected, abs=0.01)
-
-
-def test_ratio_interval_is_fiellers_where_denominators_come_near_zero() -> None:
-    """One replicate in a hundred has a negative denominator, and its ratio would land in the wrong tail."""
-    mean, error, z = np.array([1.0, 2.33]), np.array([1.0, 1.0]), 1.959964
-    generator = np.random.default_rng(1)
-    numerator, denominator = (generator.normal(m, s, 400_000) for m, s in zip(mean, error, strict=True))
-    # Of rho^2 (d^2 - z^2) - 2 rho n d + (n^2 - z^2) = 0, for independent estimates n and d of error 1.
-    a, b, c = mean[1] ** 2 - z**2, -2 * mean[0] * mean[1], mean[0] ** 2 - z**2
-    roots = sorted((-b + sign * math.sqrt(b * b - 4 * a * c)) / (2 * a) for sign in (-1, 1))
-    found = ratio_interval(numerator, denominator)
-    assert found is not None
-    assert found == pytest.approx(roots, rel=0.05, abs=0.05)
-    naive = np.percentile(numerator / denominator, 97.5)
-    assert naive < found[1] - 0.5, "the percentile interval is far too short"
-
-
-def test_ratio_interval_without_an_end() -> None:
-    generator = np.random.default_rng(2)
-    numerator = generator.normal(1, 1, 1000)
-    assert ratio_interval(numerator, generator.normal(1, 1, 1000)) is None
-    assert ratio_interval(numerator, np.zeros(1000)) is None
 
 
 def test_ranking_says_who_leads_and_who_cannot_be_told_apart() -> None:
