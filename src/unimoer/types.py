@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -71,12 +71,19 @@ class RetrievalDataset:
     queries: Mapping[str, str]
     qrels: Mapping[str, Qrels]
     notes: str = ""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Document id -> name of its family, where it has one. Relatives of a relevant document that nobody judged may be
+    relevant too: they are no negatives of its queries."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What was left out while reading, one line for each kind and file, with the number of rows and the first."""
 
     def split(self, name: str) -> Qrels:
         """Judgements of one split; empty when the data set has none."""
         return self.qrels.get(name, {})
+
+    def families_of(self, documents: Iterable[str]) -> frozenset[str]:
+        """The families that these documents belong to."""
+        return frozenset(self.families[key] for key in documents if key in self.families)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,6 +98,8 @@ class RetrievalDataset:
             for query in sorted(self.qrels[split]):
                 for document_id, grade in sorted(self.qrels[split][query].items()):
                     digest.update(f"r\0{split}\0{query}\0{document_id}\0{grade}\0".encode())
+        for key in sorted(self.families):
+            digest.update(f"f\0{key}\0{self.families[key]}\0".encode())
         return digest.hexdigest()
 
 

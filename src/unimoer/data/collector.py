@@ -79,6 +79,7 @@ class Collector:
         self.corpus: dict[str, Document] = {}
         self.queries: dict[str, str] = {}
         self.qrels: dict[str, dict[str, dict[str, int]]] = {}
+        self.families: dict[str, str] = {}
         self._lost: dict[Kind, set[str]] = {"document": set(), "query": set()}
         self._nameless: Counter[Kind] = Counter()
 
@@ -109,6 +110,16 @@ class Collector:
             self.lose("query", query_id)
         else:
             self.queries[query_id] = text
+
+    def family(self, source: str, row: int, record: Mapping[str, Any]) -> None:
+        document_id = self._id("document", source, row, record)
+        family = None if document_id is None else self._text(source, row, record, "family")
+        if document_id is None or family is None:
+            return
+        if document_id in self.corpus:
+            self.families[document_id] = family
+        elif not self._excused("document", document_id):
+            self.problems.add(f"{source}:{row}: document '{document_id}' has a family but is not in the corpus")
 
     def lose(self, kind: Kind, key: str | None) -> None:
         """Note a row that a problem kept out, with its id where that could be read: its judgements say no more of it.
@@ -174,7 +185,7 @@ class Collector:
         known = [split for split in _SPLIT_ORDER if split in self.qrels]
         order = known + sorted(self.qrels.keys() - set(known))
         qrels = {split: self.qrels[split] for split in order}
-        return RetrievalDataset(self.name, self.corpus, self.queries, qrels, warnings=warnings)
+        return RetrievalDataset(self.name, self.corpus, self.queries, qrels, families=self.families, warnings=warnings)
 
     def _dangling(self, source: str, row: int, query_id: str, document_id: str) -> None:
         """Report a judgement of an unknown query or document, or of both, unless a problem told already explains it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection
 
 from unimoer.assets import cache_dir, staged
@@ -28,14 +29,15 @@ def mine(
     """Negatives for every query of `split` that has a relevant document; fewer where the filter leaves fewer.
 
     A document is never a negative of a query that any split judges it relevant for, nor when its content equals that of
-    such a document. A positive that a run does not list is taken to score as its last document does, which bounds it
-    from above; BM25 scores it exactly.
+    such a document or it is of the same family. A positive that a run does not list is taken to score as its last
+    document does, which bounds it from above; BM25 scores it exactly.
     """
     config = config or NegativesConfig()
     qrels = judged(dataset, split)
     positives = _positives(dataset, qrels)
     if isinstance(scorer, BM25):
-        depth = config.range_max + max(map(len, positives.values()), default=0)
+        largest_family = max(Counter(dataset.families.values()).values(), default=0)
+        depth = config.range_max + max(map(len, positives.values()), default=0) * max(1, largest_family)
         run: Run = scorer.search({query: dataset.queries[query] for query in qrels}, depth)
         missing = {query: [key for key in positives[query] if key not in run[query]] for query in qrels}
         unlisted = scorer.score(dataset.queries, {query: keys for query, keys in missing.items() if keys})
@@ -50,10 +52,13 @@ def mine(
         own = [key for key, grade in grades.items() if grade > 0]
         bound = config.bound(min(known.get(key, last) for key in own))
         contents = {dataset.corpus[key].content for key in positives[query]}
+        families = dataset.families_of(positives[query])
         others = [
             (key, score)
             for key, score in sorted(ranked.items(), key=lambda item: (-item[1], item[0]))
-            if key not in positives[query] and dataset.corpus[key].content not in contents
+            if key not in positives[query]
+            and dataset.families.get(key) not in families
+            and dataset.corpus[key].content not in contents
         ]
         window = others[config.range_min : config.range_max]
         mined[query] = [key for key, score in window if score < bound][: config.num_negatives]
