@@ -89,12 +89,13 @@ def build_samplers(
     examples = training_examples(context.domains) if examples is None else examples
     documents = {name: sorted(context.domains[name].dataset.corpus) for name in examples}
     weights = {name: context.domains[name].config.weight for name in examples}
+    families = {name: context.domains[name].dataset.families for name in examples}
     samplers = {}
     for task in mode.tasks:
         wanted = settings.embedding if task is Task.EMBEDDING else settings.reranking
         batches = context.config.steps(mode, task) * settings.optimizer.accumulation
         sampler = SamplerConfig(wanted.batch_size, wanted.negatives, round(wanted.random_until * batches))
-        samplers[task] = TaskSampler(task, examples, documents, weights, sampler, seed)
+        samplers[task] = TaskSampler(task, examples, documents, weights, sampler, seed, families)
     return samplers
 
 
@@ -104,6 +105,7 @@ def build_probe(context: RunContext, mode: TrainingMode, seed: int, collator: Co
     examples = training_examples(context.domains)
     documents = {name: sorted(context.domains[name].dataset.corpus) for name in examples}
     weights = {name: context.domains[name].config.weight for name in examples}
+    families = {name: context.domains[name].dataset.families for name in examples}
     negatives = {Task.EMBEDDING: settings.embedding.negatives, Task.RERANKING: settings.reranking.negatives}
     samplers = {
         task: TaskSampler(
@@ -113,6 +115,7 @@ def build_probe(context: RunContext, mode: TrainingMode, seed: int, collator: Co
             weights,
             SamplerConfig(settings.probe.batch_size, negatives[task], 0),
             seed + PROBE_SEED_OFFSET,
+            families,
         )
         for task in mode.tasks
     }

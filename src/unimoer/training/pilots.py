@@ -48,11 +48,12 @@ def fit_pilots(model: UnifiedModel, held_out: Examples, collator: Collator, conf
     groups: dict[tuple[str, str, int], list[Tensor]] = defaultdict(list)
     model.eval()
     for domain, examples in held_out.items():
-        documents = {domain: sorted(collator.datasets[domain].corpus)}
+        dataset = collator.datasets[domain]
+        documents, families = {domain: sorted(dataset.corpus)}, {domain: dataset.families}
         for task in Task:
             negatives = config.embedding.negatives if task is Task.EMBEDDING else config.reranking.negatives
             settings = SamplerConfig(len(examples), negatives, 0)
-            sampler = TaskSampler(task, {domain: examples}, documents, {domain: 1.0}, settings, seed)
+            sampler = TaskSampler(task, {domain: examples}, documents, {domain: 1.0}, settings, seed, families)
             _, samples = sampler.next()
             collate = collator.embedding if task is Task.EMBEDDING else collator.reranking
             batch = collate(domain, samples)
