@@ -139,7 +139,8 @@ class TokenBatch:
 class EmbeddingBatch:
     """Queries `[Q]`; documents `[Q positives | Q*H hard negatives]`, negatives grouped by query.
 
-    `relevant[i, j]` is true where document j is known to be relevant to query i: it is never used as a negative.
+    `relevant[i, j]` is true where document j is known to be relevant to query i, or is of the family of one that is: it
+    is never used as a negative.
     """
 
     domain: str

@@ -84,16 +84,22 @@ class Collator:
 
     def embedding(self, domain: str, samples: Sequence[Sample]) -> EmbeddingBatch:
         """Queries, then all positives, then the negatives of each query in turn."""
-        corpus = self.datasets[domain].corpus
-        instruction = self.instructions[domain]
+        dataset, instruction = self.datasets[domain], self.instructions[domain]
+        corpus, families = dataset.corpus, dataset.families
         ids = [sample.positive_id for sample in samples]
         ids += [negative for sample in samples for negative in sample.negative_ids]
         judged = [set(sample.example.positive_ids) for sample in samples]
+        related = [dataset.families_of(positives) for positives in judged]
         return EmbeddingBatch(
             domain=domain,
             queries=self._pad(self.prompter.queries([sample.example.query for sample in samples], instruction)),
             documents=self._pad(self.prompter.documents([corpus[i].content for i in ids], instruction)),
-            relevant=torch.tensor([[i in positives for i in ids] for positives in judged]),
+            relevant=torch.tensor(
+                [
+                    [i in positives or families.get(i) in kin for i in ids]
+                    for positives, kin in zip(judged, related, strict=True)
+                ]
+            ),
         )
 
     def reranking(self, domain: str, samples: Sequence[Sample]) -> RerankingBatch:

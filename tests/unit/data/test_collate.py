@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -135,3 +137,14 @@ def test_the_positive_is_where_its_label_is_and_not_always_first(prompter: Promp
     again = collator(prompter, head="cosine").reranking("toy", many)
     assert torch.equal(again.labels, batch.labels)
     assert batch.texts == (batch.prompts, batch.documents)
+
+
+def test_relatives_of_a_positive_are_no_negatives_in_the_batch(prompter: Prompter) -> None:
+    """d0, d1 and d7 are one family: what is relevant to q0 and what to q1 are not told apart by a judgement."""
+    made = collator(prompter)
+    made.datasets = {"toy": replace(DATASET, families={"d0": "x", "d1": "x", "d7": "x", "d5": "y"})}
+    assert made.embedding("toy", SAMPLES).relevant.int().tolist() == [
+        [1, 1, 1, 0, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0, 0, 0],
+    ]
