@@ -194,3 +194,34 @@ def test_a_broken_grade_is_one_line_whatever_the_form(tmp_path: Path, line: str,
     row = 4 if trec else 5
     expected = f"the grade must be a whole number, found {found}" if found else "has 2 fields; 3 are needed"
     assert problem.startswith(f"{folder}/qrels/train.tsv:{row}: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("before", "problem"),
+    [
+        ("judged by hand, twice\n", "has 4 fields; 3 are needed: query id, document id, grade"),
+        ("judged by hand\n", "the grade must be a whole number, found 'hand'"),
+        ("7\t1\n", "has 2 fields; 3 are needed: query id, document id, grade"),
+        ("7 0 1 2 0.3 run\n", "has 6 fields; 3 are needed: query id, document id, grade"),
+    ],
+)
+@pytest.mark.parametrize("rows", [[HEADER, *TRAIN], TRAIN, TREC], ids=["header", "no header", "TREC"])
+def test_a_strange_first_line_is_one_line(
+    tmp_path: Path, before: str, problem: str, rows: list[tuple[str, ...]]
+) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / "qrels" / "train.tsv").write_text(before + table(rows))
+    checked = check(folder)
+    assert checked.problems == [f"{folder}/qrels/train.tsv:1: {problem}"]
+    assert checked.dataset is not None
+    assert checked.dataset.qrels == DATASET.qrels
+
+
+@pytest.mark.parametrize("line", ["7,1,2", "7 0 1 2 0.3 run", '{"query-id": 7, "corpus-id": 1, "score": 2}', "\x00"])
+def test_a_file_of_another_kind_is_one_line(tmp_path: Path, line: str) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / "qrels" / "train.tsv").write_text(f"{line}\n" * 50)
+    [problem] = check(folder).problems
+    assert problem.startswith(f"{folder}/qrels/train.tsv:1: has ")
