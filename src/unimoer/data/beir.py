@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,23 +89,48 @@ def _path(folder: Path, name: str) -> Path | None:
 
 
 def _records(path: Path, kind: Kind, collector: Collector) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Row number and JSON object of each line; others are reported."""
+    """Row number and JSON object of each line; others are reported.
+
+    Raises UserError for a file of another kind: one JSON document over several lines, or no object in three lines.
+    """
+    seen = False
+    first: list[str] = []
     for row, line in read_lines(path):
-        if line.isspace():
+        text = line.strip()
+        if not text:
             continue
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError:
-            problem = "is not valid UTF-8"
-        except (ValueError, RecursionError) as error:
-            problem = f"is not valid JSON: {error}"
-        else:
-            if isinstance(record, dict):
-                yield row, record
-                continue
-            problem = f"must be a JSON object, found {type(record).__name__}"
-        collector.problems.add(f"{path}:{row}: {problem}")
+        if row == 1 and text.removeprefix(BOM_UTF8) in (b"[", b"{"):
+            raise UserError(f"{path}: is one JSON document; each line must be a JSON object of its own")
+        record, problem = _parsed(line)
+        if record is not None:
+            # What stands before the first object is only told now: of a file of another kind it would be every line.
+            while first:
+                collector.problems.add(first.pop(0))
+            seen = True
+            yield row, record
+            continue
         collector.lose(kind, _salvaged_id(line))
+        if seen:
+            collector.problems.add(f"{path}:{row}: {problem}")
+        else:
+            first.append(f"{path}:{row}: {problem}")
+        if len(first) == 3:
+            raise UserError(first[0])
+    for problem in first:
+        collector.problems.add(problem)
+
+
+def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The JSON object in a line, or None and what is wrong."""
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError:
+        return None, "is not valid UTF-8"
+    except (ValueError, RecursionError) as error:
+        return None, f"is not valid JSON: {error}"
+    if not isinstance(record, dict):
+        return None, f"must be a JSON object, found {type(record).__name__}"
+    return record, ""
 
 
 def _salvaged_id(line: bytes) -> str | None:

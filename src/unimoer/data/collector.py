@@ -42,6 +42,8 @@ class Problems:
         self.lines: list[str] = []
         self.doubtful: set[str] = set()
         """Queries that lost a judgement to a fault already told: what they lack follows from it."""
+        self.all_doubtful = False
+        """Any query may be one of these: a fault does not say which."""
         self._lapses: dict[tuple[str, str], tuple[str, int]] = {}
 
     def add(self, line: str) -> None:
@@ -93,6 +95,7 @@ class Collector:
             self.lose("document", document_id)
         elif document_id in self.corpus:
             self.problems.add(f"{source}:{row}: duplicate document id '{document_id}'")
+            self.lose("document", None)
         else:
             self.corpus[document_id] = Document(text, title)
 
@@ -105,6 +108,7 @@ class Collector:
             self.lose("query", query_id)
         elif query_id in self.queries:
             self.problems.add(f"{source}:{row}: duplicate query id '{query_id}'")
+            self.lose("query", None)
         elif not text.strip():
             self.problems.add(f"{source}:{row}: the text of query '{query_id}' is empty")
             self.lose("query", query_id)
@@ -144,7 +148,7 @@ class Collector:
             return
         query_id, document_id = _known(query_id, self.queries), _known(document_id, self.corpus)
         if query_id not in self.queries or document_id not in self.corpus:
-            self.problems.doubtful.add(query_id)
+            self.doubtful(query_id)
             self._dangling(source, row, query_id, document_id)
             return
         grades = self.qrels.setdefault(split, {}).setdefault(query_id, {})
@@ -162,7 +166,8 @@ class Collector:
     def doubtful(self, query_id: str) -> None:
         """Note a query whose judgement a problem kept out; of an id that says nothing, it may be any."""
         query_id = _known(query_id, self.queries)
-        self.problems.doubtful.update([query_id] if query_id in self.queries else self.queries)
+        self.problems.doubtful.add(query_id)
+        self.problems.all_doubtful |= query_id not in self.queries
 
     def require_texts(self, source: str) -> None:
         """Raises UserError where no document or no query was read and no problem says why."""
@@ -180,7 +185,7 @@ class Collector:
         if not any(grade > 0 for grade in grades):
             if not self.problems.lines:
                 self.problems.add("; ".join([f"{source}: no query has a relevant document", *warnings]))
-            self.problems.doubtful.update(self.queries)
+            self.problems.all_doubtful = True
             warnings = ()
         known = [split for split in _SPLIT_ORDER if split in self.qrels]
         order = known + sorted(self.qrels.keys() - set(known))

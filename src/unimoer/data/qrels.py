@@ -61,7 +61,7 @@ def qrels_files(folder: Path) -> dict[str, Path]:
                 split.lower().startswith(("readme", "licen")) or (found and split not in _SPLITS)
             ):
                 continue
-            if not path.name.startswith("."):
+            if path.is_file() and not path.name.startswith("."):
                 found.setdefault(split, path)
     if not found:
         raise UserError(f"{folder}: holds no qrels/*.tsv, .qrels or .txt, also .gz (query id, document id, grade)")
@@ -85,7 +85,7 @@ def read_qrels(path: Path, split: str, collector: Collector) -> None:
                 continue
             layout = _headerless(line)
             if layout is None:
-                collector.problems.doubtful.update(collector.queries)
+                collector.problems.all_doubtful = True
                 if strange:
                     return
                 strange = True
