@@ -148,3 +148,12 @@ def test_relatives_of_a_positive_are_no_negatives_in_the_batch(prompter: Prompte
         [1, 1, 0, 0, 0, 1, 1, 0, 0],
         [0, 0, 1, 0, 0, 0, 0, 0, 0],
     ]
+
+
+def test_a_relative_that_is_judged_not_relevant_stays_a_negative(prompter: Prompter) -> None:
+    """Mining leaves relatives out, so one among an example's negatives was judged by the data set."""
+    made = collator(prompter)
+    made.datasets = {"toy": replace(DATASET, families=dict.fromkeys(("d0", "d1", "d5"), "x"))}
+    judged = Sample(Example("toy", "q0", "where", ("d0",), ("d5",)), "d0", ("d5",))
+    other = sample("q1", ("d1",), "d7")
+    assert made.embedding("toy", [judged, other]).relevant.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
