@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -55,12 +55,19 @@ class RetrievalDataset:
     queries: Mapping[str, str]
     qrels: Mapping[str, Qrels]
     notes: str = ""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Document id -> name of its family, where it has one. Relatives of a relevant document that nobody judged may be
+    relevant too: they are no negatives of its queries."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What was left out while reading, one line for each kind and file, with the number of rows and the first."""
 
     def split(self, name: str) -> Qrels:
         """Judgements of one split; empty when the data set has none."""
         return self.qrels.get(name, {})
+
+    def families_of(self, documents: Iterable[str]) -> frozenset[str]:
+        """The families that these documents belong to."""
+        return frozenset(self.families[key] for key in documents if key in self.families)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,6 +82,8 @@ class RetrievalDataset:
             for query in sorted(self.qrels[split]):
                 for document_id, grade in sorted(self.qrels[split][query].items()):
                     digest.update(f"r\0{split}\0{query}\0{document_id}\0{grade}\0".encode())
+        for key in sorted(self.families):
+            digest.update(f"f\0{key}\0{self.families[key]}\0".encode())
         return digest.hexdigest()
 
 
@@ -114,7 +123,8 @@ class TokenBatch:
 class EmbeddingBatch:
     """Queries `[Q]`; documents `[Q positives | Q*H hard negatives]`, negatives grouped by query.
 
-    `relevant[i, j]` is true where document j is known to be relevant to query i: it is never used as a negative.
+    `relevant[i, j]` is true where document j is known to be relevant to query i, or is of the family of one that is: it
+    is never used as a negative.
     """
 
     domain: str

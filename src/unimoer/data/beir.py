@@ -3,13 +3,15 @@
 corpus.jsonl[.gz]    {"_id": ..., "title": ..., "text": ...}     title optional
 queries.jsonl[.gz]   {"_id": ..., "text": ...}
 qrels/SPLIT.tsv[.gz] query-id <tab> corpus-id <tab> integer grade, with or without that header line; see qrels.py
+families.jsonl[.gz]  {"_id": ..., "family": ...}                 optional, and ours: relatives of documents
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ def read_beir(folder: Path, *, name: str | None = None, problems: Problems | Non
         collector.document(str(corpus), row, record)
     for row, record in _records(queries, "query", collector):
         collector.query(str(queries), row, record)
+    families = _path(folder, "families.jsonl")
+    for row, record in _records(families, "document", collector) if families else ():
+        collector.family(str(families), row, record)
     collector.require_texts(str(folder))
     for split, path in qrels.items():
         read_qrels(path, split, collector)
@@ -52,13 +57,14 @@ def write_beir(dataset: RetrievalDataset, folder: Path) -> None:
         raise FileExistsError(f"'{folder}' exists and is not empty")
     with staged(folder) as temporary:
         (temporary / "qrels").mkdir(parents=True)
-        with (temporary / "corpus.jsonl").open("w", encoding="utf-8") as file:
-            for key, document in dataset.corpus.items():
-                record = {"_id": key, "title": document.title, "text": document.text}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        with (temporary / "queries.jsonl").open("w", encoding="utf-8") as file:
-            for key, text in dataset.queries.items():
-                file.write(json.dumps({"_id": key, "text": text}, ensure_ascii=False) + "\n")
+        _write_jsonl(
+            temporary / "corpus.jsonl",
+            ({"_id": key, "title": item.title, "text": item.text} for key, item in dataset.corpus.items()),
+        )
+        _write_jsonl(temporary / "queries.jsonl", ({"_id": k, "text": text} for k, text in dataset.queries.items()))
+        if dataset.families:
+            families = ({"_id": key, "family": family} for key, family in dataset.families.items())
+            _write_jsonl(temporary / "families.jsonl", families)
         for split, qrels in dataset.qrels.items():
             with (temporary / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as file:
                 file.write("query-id\tcorpus-id\tscore\n")
@@ -66,31 +72,65 @@ def write_beir(dataset: RetrievalDataset, folder: Path) -> None:
                     file.writelines(f"{query_id}\t{key}\t{grade}\n" for key, grade in grades.items())
 
 
+def _write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
 def _find(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
+    path = _path(folder, name)
+    if path is not None:
+        return path
     raise UserError(f"{folder}: holds no {name} or {name}.gz, so it is no data set in BEIR layout")
 
 
+def _path(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
 def _records(path: Path, kind: Kind, collector: Collector) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Row number and JSON object of each line; others are reported."""
+    """Row number and JSON object of each line; others are reported.
+
+    Raises UserError for a file of another kind: one JSON document over several lines, or no object in three lines.
+    """
+    seen = False
+    first: list[str] = []
     for row, line in read_lines(path):
-        if line.isspace():
+        text = line.strip()
+        if not text:
             continue
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError:
-            problem = "is not valid UTF-8"
-        except (ValueError, RecursionError) as error:
-            problem = f"is not valid JSON: {error}"
-        else:
-            if isinstance(record, dict):
-                yield row, record
-                continue
-            problem = f"must be a JSON object, found {type(record).__name__}"
-        collector.problems.add(f"{path}:{row}: {problem}")
+        if row == 1 and text.removeprefix(BOM_UTF8) in (b"[", b"{"):
+            raise UserError(f"{path}: is one JSON document; each line must be a JSON object of its own")
+        record, problem = _parsed(line)
+        if record is not None:
+            # What stands before the first object is only told now: of a file of another kind it would be every line.
+            while first:
+                collector.problems.add(first.pop(0))
+            seen = True
+            yield row, record
+            continue
         collector.lose(kind, _salvaged_id(line))
+        if seen:
+            collector.problems.add(f"{path}:{row}: {problem}")
+        else:
+            first.append(f"{path}:{row}: {problem}")
+        if len(first) == 3:
+            raise UserError(first[0])
+    for problem in first:
+        collector.problems.add(problem)
+
+
+def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The JSON object in a line, or None and what is wrong."""
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError:
+        return None, "is not valid UTF-8"
+    except (ValueError, RecursionError) as error:
+        return None, f"is not valid JSON: {error}"
+    if not isinstance(record, dict):
+        return None, f"must be a JSON object, found {type(record).__name__}"
+    return record, ""
 
 
 def _salvaged_id(line: bytes) -> str | None:

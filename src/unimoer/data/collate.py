@@ -84,16 +84,15 @@ class Collator:
 
     def embedding(self, domain: str, samples: Sequence[Sample]) -> EmbeddingBatch:
         """Queries, then all positives, then the negatives of each query in turn."""
-        corpus = self.datasets[domain].corpus
-        instruction = self.instructions[domain]
+        dataset, instruction = self.datasets[domain], self.instructions[domain]
+        corpus = dataset.corpus
         ids = [sample.positive_id for sample in samples]
         ids += [negative for sample in samples for negative in sample.negative_ids]
-        judged = [set(sample.example.positive_ids) for sample in samples]
         return EmbeddingBatch(
             domain=domain,
             queries=self._pad(self.prompter.queries([sample.example.query for sample in samples], instruction)),
             documents=self._pad(self.prompter.documents([corpus[i].content for i in ids], instruction)),
-            relevant=torch.tensor([[i in positives for i in ids] for positives in judged]),
+            relevant=torch.tensor([_may_be_relevant(sample, ids, dataset) for sample in samples]),
         )
 
     def reranking(self, domain: str, samples: Sequence[Sample]) -> RerankingBatch:
@@ -123,6 +122,13 @@ class Collator:
             return ListBatch(domain, prompts, place_marks(marks, prompts), labels)
         documents = self.prompter.documents([text for group in texts for text in group], instruction)
         return FeedbackBatch(domain, prompts, self._pad(documents), labels)
+
+
+def _may_be_relevant(sample: Sample, documents: Sequence[str], dataset: RetrievalDataset) -> list[bool]:
+    """Which documents are a sample's positives, or relatives of them that are not its hard negatives."""
+    positives, negatives = set(sample.example.positive_ids), set(sample.example.negative_ids)
+    families = dataset.families_of(positives)
+    return [i in positives or (dataset.families.get(i) in families and i not in negatives) for i in documents]
 
 
 def _shuffled(sample: Sample) -> list[str]:

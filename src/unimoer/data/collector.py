@@ -42,6 +42,8 @@ class Problems:
         self.lines: list[str] = []
         self.doubtful: set[str] = set()
         """Queries that lost a judgement to a fault already told: what they lack follows from it."""
+        self.all_doubtful = False
+        """Any query may be one of these: a fault does not say which."""
         self._lapses: dict[tuple[str, str], tuple[str, int]] = {}
 
     def add(self, line: str) -> None:
@@ -79,6 +81,7 @@ class Collector:
         self.corpus: dict[str, Document] = {}
         self.queries: dict[str, str] = {}
         self.qrels: dict[str, dict[str, dict[str, int]]] = {}
+        self.families: dict[str, str] = {}
         self._lost: dict[Kind, set[str]] = {"document": set(), "query": set()}
         self._nameless: Counter[Kind] = Counter()
 
@@ -92,6 +95,7 @@ class Collector:
             self.lose("document", document_id)
         elif document_id in self.corpus:
             self.problems.add(f"{source}:{row}: duplicate document id '{document_id}'")
+            self.lose("document", None)
         else:
             self.corpus[document_id] = Document(text, title)
 
@@ -104,11 +108,22 @@ class Collector:
             self.lose("query", query_id)
         elif query_id in self.queries:
             self.problems.add(f"{source}:{row}: duplicate query id '{query_id}'")
+            self.lose("query", None)
         elif not text.strip():
             self.problems.add(f"{source}:{row}: the text of query '{query_id}' is empty")
             self.lose("query", query_id)
         else:
             self.queries[query_id] = text
+
+    def family(self, source: str, row: int, record: Mapping[str, Any]) -> None:
+        document_id = self._id("document", source, row, record)
+        family = None if document_id is None else self._text(source, row, record, "family")
+        if document_id is None or family is None:
+            return
+        if document_id in self.corpus:
+            self.families[document_id] = family
+        elif not self._excused("document", document_id):
+            self.problems.add(f"{source}:{row}: document '{document_id}' has a family but is not in the corpus")
 
     def lose(self, kind: Kind, key: str | None) -> None:
         """Note a row that a problem kept out, with its id where that could be read: its judgements say no more of it.
@@ -133,7 +148,7 @@ class Collector:
             return
         query_id, document_id = _known(query_id, self.queries), _known(document_id, self.corpus)
         if query_id not in self.queries or document_id not in self.corpus:
-            self.problems.doubtful.add(query_id)
+            self.doubtful(query_id)
             self._dangling(source, row, query_id, document_id)
             return
         grades = self.qrels.setdefault(split, {}).setdefault(query_id, {})
@@ -151,7 +166,8 @@ class Collector:
     def doubtful(self, query_id: str) -> None:
         """Note a query whose judgement a problem kept out; of an id that says nothing, it may be any."""
         query_id = _known(query_id, self.queries)
-        self.problems.doubtful.update([query_id] if query_id in self.queries else self.queries)
+        self.problems.doubtful.add(query_id)
+        self.problems.all_doubtful |= query_id not in self.queries
 
     def require_texts(self, source: str) -> None:
         """Raises UserError where no document or no query was read and no problem says why."""
@@ -169,12 +185,12 @@ class Collector:
         if not any(grade > 0 for grade in grades):
             if not self.problems.lines:
                 self.problems.add("; ".join([f"{source}: no query has a relevant document", *warnings]))
-            self.problems.doubtful.update(self.queries)
+            self.problems.all_doubtful = True
             warnings = ()
         known = [split for split in _SPLIT_ORDER if split in self.qrels]
         order = known + sorted(self.qrels.keys() - set(known))
         qrels = {split: self.qrels[split] for split in order}
-        return RetrievalDataset(self.name, self.corpus, self.queries, qrels, warnings=warnings)
+        return RetrievalDataset(self.name, self.corpus, self.queries, qrels, families=self.families, warnings=warnings)
 
     def _dangling(self, source: str, row: int, query_id: str, document_id: str) -> None:
         """Report a judgement of an unknown query or document, or of both, unless a problem told already explains it."""

@@ -71,6 +71,8 @@ def check(source: str | Path, *, strict: bool = False) -> Checked:
     except UserError as error:
         return Checked(None, [*found.lines, str(error)])
     problems = found.lines
+    if found.all_doubtful:
+        return Checked(dataset, problems)
     judged_somewhere: set[str] = set(found.doubtful)
     for split, qrels in dataset.qrels.items():
         judged_somewhere.update(qrels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -34,8 +35,8 @@ def mine(
     """Negatives for every query of `split` that has a relevant document; fewer where the filter leaves fewer.
 
     A document is never a negative of a query that any split judges it relevant for, nor when its content equals that of
-    such a document. A positive that a run does not list is taken to score as its last document does, which bounds it
-    from above; BM25 scores it exactly. Any engine's ranking is such a run: `read_trec` reads one.
+    such a document or it is of the same family. A positive that a run does not list is taken to score as its last
+    document does, which bounds it from above; BM25 scores it exactly. Any engine's ranking is such a run: `read_trec` reads one.
     """
     mined: Negatives = {}
     for batch in _batches(dataset, split, (), lambda: scorer, config or NegativesConfig()):
@@ -95,7 +96,8 @@ def _batches(
     if not first:
         return
     positives = _positives(dataset, qrels)
-    depth = config.range_max + max(map(len, positives.values()), default=0)
+    largest_family = max(Counter(dataset.families.values()).values(), default=0)
+    depth = config.range_max + max(map(len, positives.values()), default=0) * max(1, largest_family)
     ranked = scorer()
     for queries in chain([first], iter(lambda: list(islice(left, BATCH)), [])):
         yield _mine(dataset, qrels, queries, positives, ranked, depth, config)
@@ -124,10 +126,13 @@ def _mine(
         own = [key for key, grade in qrels[query].items() if grade > 0]
         bound = config.bound(min(known.get(key, last) for key in own))
         contents = {dataset.corpus[key].content for key in positives[query]}
+        families = dataset.families_of(positives[query])
         others = (
             (key, score)
             for key, score in sorted(ranked.items(), key=lambda item: (-item[1], item[0]))
-            if key not in positives[query] and dataset.corpus[key].content not in contents
+            if key not in positives[query]
+            and dataset.families.get(key) not in families
+            and dataset.corpus[key].content not in contents
         )
         window = islice(others, config.range_min, config.range_max)
         mined[query] = [key for key, score in window if score < bound][: config.num_negatives]

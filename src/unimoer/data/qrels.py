@@ -42,6 +42,10 @@ class _Layout:
         return _Layout(self.columns + 1, self.query + 1, self.document + 1, self.grade + 1, self.tabs)
 
 
+_LAYOUTS = {3: _Layout(3, 0, 1, 2), 4: _Layout(4, 0, 2, 3)}
+_NUMBER = re.compile(r'"?[+-]?[0-9][0-9.eE+-]*"?')
+
+
 def qrels_files(folder: Path) -> dict[str, Path]:
     """Split name -> file in `folder/qrels`; where several spell one split, the first of .tsv, .qrels, .txt, and of
     these the one that is not compressed.
@@ -57,7 +61,7 @@ def qrels_files(folder: Path) -> dict[str, Path]:
                 split.lower().startswith(("readme", "licen")) or (found and split not in _SPLITS)
             ):
                 continue
-            if not path.name.startswith("."):
+            if path.is_file() and not path.name.startswith("."):
                 found.setdefault(split, path)
     if not found:
         raise UserError(f"{folder}: holds no qrels/*.tsv, .qrels or .txt, also .gz (query id, document id, grade)")
@@ -67,29 +71,32 @@ def qrels_files(folder: Path) -> dict[str, Path]:
 def read_qrels(path: Path, split: str, collector: Collector) -> None:
     """Add the judgements of one file.
 
-    Raises UserError for a file that cannot be read, and reports every row with a problem; where the very first row has
-    no known layout, the file is of another kind, and that is said once.
+    Raises UserError for a file that cannot be read, and reports every row with a problem. The first row that ends in a
+    number tells the layout; where two rows before it are of none, the file is of another kind, and that is said once.
     """
     source = str(path)
     layout: _Layout | None = None
-    headed = False
+    headed = strange = False
     for row, line in _text_lines(path, collector):
         if layout is None:
             layout = _header(line)
             if layout is not None:
                 headed = True
                 continue
-            layout = _headerless(len(line.split()))
+            layout = _headerless(line)
             if layout is None:
-                _report_columns(collector, source, row, len(line.split()), "3 are")
-                collector.problems.doubtful.update(collector.queries)
-                return
+                collector.problems.all_doubtful = True
+                if strange:
+                    return
+                strange = True
+                _report_row(collector, source, row, line.split())
+                continue
         fields = layout.split(line)
         if headed and len(fields) == layout.columns + 1:
             layout = layout.behind_row_names()
         headed = False
         if len(fields) != layout.columns or not fields[layout.query] or not fields[layout.document]:
-            _report_columns(collector, source, row, len(list(filter(None, fields))), f"{layout.columns} are")
+            _report_row(collector, source, row, [field for field in fields if field], layout.columns)
             collector.doubtful(fields[min(layout.query, len(fields) - 1)])
             continue
         collector.judgement(source, row, split, fields[layout.query], fields[layout.document], fields[layout.grade])
@@ -122,13 +129,20 @@ def _header(line: str) -> _Layout | None:
     roles = [[place for place, name in enumerate(names) if name in role] for role in (_QUERY, _DOCUMENT, _GRADE)]
     if all(roles):
         return _Layout(len(names), roles[0][0], roles[1][0], roles[2][0], tabs)
-    return _headerless(len(names)) if names[-1] in _GRADE else None
+    return _LAYOUTS.get(len(names)) if names[-1] in _GRADE else None
 
 
-def _headerless(columns: int) -> _Layout | None:
-    return {3: _Layout(3, 0, 1, 2), 4: _Layout(4, 0, 2, 3)}.get(columns)
+def _headerless(line: str) -> _Layout | None:
+    """The layout of a row that ends in a number, be it a grade or not; None for another row."""
+    fields = line.split()
+    layout = _LAYOUTS.get(len(fields))
+    return layout if layout is not None and _NUMBER.fullmatch(fields[layout.grade]) else None
 
 
-def _report_columns(collector: Collector, source: str, row: int, found: int, needed: str) -> None:
-    fields = f"has {found} field{'s' if found != 1 else ''}"
-    collector.problems.add(f"{source}:{row}: {fields}; {needed} needed: query id, document id, grade")
+def _report_row(collector: Collector, source: str, row: int, fields: list[str], needed: int = 3) -> None:
+    if len(fields) == needed:
+        problem = f"the grade must be a whole number, found {fields[-1]!r}"
+    else:
+        found = f"has {len(fields)} field{'s' if len(fields) != 1 else ''}"
+        problem = f"{found}; {needed} are needed: query id, document id, grade"
+    collector.problems.add(f"{source}:{row}: {problem}")

@@ -40,7 +40,8 @@ def subset(
         needed.update(_sample(others, max(0, documents - len(needed)), seed))
         corpus = {key: document for key, document in dataset.corpus.items() if key in needed}
     texts = {query: text for query, text in dataset.queries.items() if query in kept_queries}
-    return replace(dataset, corpus=corpus, queries=texts, qrels=qrels)
+    families = {key: family for key, family in dataset.families.items() if key in corpus}
+    return replace(dataset, corpus=corpus, queries=texts, qrels=qrels, families=families)
 
 
 def _sample(keys: Iterable[str], count: int, seed: int) -> list[str]:

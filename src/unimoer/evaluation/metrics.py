@@ -87,6 +87,19 @@ def ceiling(qrels: Qrels, candidates: Mapping[str, Iterable[str]], k: int = 10) 
     return {"recall": math.fsum(recalls) / len(recalls) if recalls else 0.0, metric: best.get(metric, 0.0)}
 
 
+def drop_identical(run: Run) -> dict[str, dict[str, float]]:
+    """The run without documents that have their query's own id.
+
+    In ArguAna and Quora queries are documents of the corpus, and a query finds itself first; BEIR's and MTEB's figures
+    for these sets leave it out (`ignore_identical_ids`). Drop it before a list is cut to its depth, or rank one
+    document more: a query that finds itself has one document less than the others.
+    """
+    return {
+        query: {document: score for document, score in documents.items() if document != query}
+        for query, documents in run.items()
+    }
+
+
 def write_trec(run: Run, path: Path, tag: str) -> None:
     """Write `query Q0 document rank score tag` lines, best first, atomically; scores survive the round trip exactly.
 

@@ -40,7 +40,8 @@ def fit_pilots(model: UnifiedModel, domains: Mapping[str, TrainingDomain], colla
         for task in Task:
             wanted = spec.training.embedding if task is Task.EMBEDDING else spec.training.reranking
             settings = SamplerConfig(len(examples[name]), wanted.negatives, 0)
-            _, samples = TaskSampler(task, examples, documents, {name: 1.0}, settings, spec.seed).next()
+            families = {name: domain.dataset.families}
+            _, samples = TaskSampler(task, examples, documents, {name: 1.0}, settings, spec.seed, families).next()
             batch = (collator.embedding if task is Task.EMBEDDING else collator.reranking)(name, samples)
             # A head that reads lists has no single text to choose an expert for; the configuration refuses both.
             assert isinstance(batch, EmbeddingBatch | PairBatch)

@@ -29,7 +29,8 @@ def datasets(draw: st.DrawFn) -> RetrievalDataset:
     splits = st.dictionaries(st.sampled_from(sorted(queries)), grades, min_size=1)
     qrels = draw(st.dictionaries(st.sampled_from(["train", "dev", "test", "extra"]), splits))
     first = {min(queries): {min(corpus): 1}}
-    return RetrievalDataset("random", corpus, queries, {**qrels, "train": first})
+    families = draw(st.dictionaries(st.sampled_from(sorted(corpus)), texts))
+    return RetrievalDataset("random", corpus, queries, {**qrels, "train": first}, families=families)
 
 
 @given(datasets())
@@ -132,6 +133,8 @@ BROKEN = [
     (write("qrels/test.tsv", "q3 0 d3 0 1 tag\nq3 0 d1 1 1 tag\n"), "test.tsv:1: has 6 fields; 3 are needed"),
     (write("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq3\td3\t0.5\n"), "test.tsv:2: the grade must be a whole"),
     (write("corpus.jsonl", "{}".encode("utf-16")), "corpus.jsonl: is UTF-16; save it as UTF-8"),
+    (write("families.jsonl", '{"_id": "d9", "family": "x"}\n'), "families.jsonl:1: document 'd9' has a family but is"),
+    (write("families.jsonl", '{"_id": "d1"}\n'), "families.jsonl:1: field 'family' is missing"),
     (remove("corpus.jsonl"), "holds no corpus.jsonl or corpus.jsonl.gz"),
     (remove("queries.jsonl"), "holds no queries.jsonl or queries.jsonl.gz"),
     (remove("qrels/train.tsv", "qrels/test.tsv"), "holds no qrels/*.tsv"),

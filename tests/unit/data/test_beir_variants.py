@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from unimoer.data import check, load_dataset
 from unimoer.data.beir import write_beir
+from unimoer.data.lines import read_lines
+from unimoer.errors import UserError
 from unimoer.types import Document, RetrievalDataset
 
 # Ids are numbers in text, so that the variants with numbers are the same data set.
@@ -194,3 +197,98 @@ def test_a_broken_grade_is_one_line_whatever_the_form(tmp_path: Path, line: str,
     row = 4 if trec else 5
     expected = f"the grade must be a whole number, found {found}" if found else "has 2 fields; 3 are needed"
     assert problem.startswith(f"{folder}/qrels/train.tsv:{row}: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("before", "problem"),
+    [
+        ("judged by hand, twice\n", "has 4 fields; 3 are needed: query id, document id, grade"),
+        ("judged by hand\n", "the grade must be a whole number, found 'hand'"),
+        ("7\t1\n", "has 2 fields; 3 are needed: query id, document id, grade"),
+        ("7 0 1 2 0.3 run\n", "has 6 fields; 3 are needed: query id, document id, grade"),
+    ],
+)
+@pytest.mark.parametrize("rows", [[HEADER, *TRAIN], TRAIN, TREC], ids=["header", "no header", "TREC"])
+def test_a_strange_first_line_is_one_line(
+    tmp_path: Path, before: str, problem: str, rows: list[tuple[str, ...]]
+) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / "qrels" / "train.tsv").write_text(before + table(rows))
+    checked = check(folder)
+    assert checked.problems == [f"{folder}/qrels/train.tsv:1: {problem}"]
+    assert checked.dataset is not None
+    assert checked.dataset.qrels == DATASET.qrels
+
+
+@pytest.mark.parametrize("line", ["7,1,2", "7 0 1 2 0.3 run", '{"query-id": 7, "corpus-id": 1, "score": 2}', "\x00"])
+def test_a_file_of_another_kind_is_one_line(tmp_path: Path, line: str) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / "qrels" / "train.tsv").write_text(f"{line}\n" * 50)
+    [problem] = check(folder).problems
+    assert problem.startswith(f"{folder}/qrels/train.tsv:1: has ")
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('[\n{"_id": 1, "text": "x"},\n{"_id": 2, "text": "y"}\n]\n', ": is one JSON document; each line must be"),
+        ('\ufeff{\n "_id": 1,\n "text": "x"\n}\n', ": is one JSON document; each line must be a JSON object"),
+        ("_id,title,text\n1,a,x\n2,b,y\n3,c,z\n", ":1: is not valid JSON: Expecting value"),
+        ("1\n2\n3\n4\n", ":1: must be a JSON object, found int"),
+    ],
+)
+def test_texts_of_another_kind_are_one_line(tmp_path: Path, name: str, content: str, problem: str) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / name).write_text(content)
+    [found] = check(folder).problems
+    assert found.startswith(f"{folder}/{name}{problem}")
+    with pytest.raises(UserError, match=re.escape(found)):
+        load_dataset(folder)
+
+
+def test_two_broken_lines_at_the_start_are_two_lines(tmp_path: Path) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    rows = (folder / "corpus.jsonl").read_bytes().split(b"\n")
+    (folder / "corpus.jsonl").write_bytes(b"\n".join([b'{"_id": "1"', b'{"_id": "2"', *rows[2:]]))
+    checked = check(folder)
+    assert [problem.split("numbers/")[1][:14] for problem in checked.problems] == ["corpus.jsonl:1", "corpus.jsonl:2"]
+    assert checked.dataset is not None
+    assert checked.dataset.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
+def test_the_id_that_a_duplicate_should_have_had_is_not_told_after_it(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    for key in ("2", "8"):
+        content = (folder / name).read_text()
+        (folder / name).write_text(content.replace(f'"_id": "{key}"', f'"_id": "{int(key) - 1}"'))
+    [problem] = check(folder).problems
+    assert ":2: duplicate " in problem
+    assert problem.startswith(f"{folder}/{name}")
+
+
+def test_ids_that_lost_their_zeros_are_one_warning(tmp_path: Path) -> None:
+    """Which query `007` was is not known, so nothing is said of a query without judgements."""
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / "qrels" / "train.tsv").write_text("007\t1\t1\n")
+    checked = check(folder)
+    assert checked.problems == []
+    assert checked.dataset is not None
+    assert len(checked.dataset.warnings) == 1
+    assert len(check(folder, strict=True).problems) == 1
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    (folder / "qrels" / "dev.tsv").mkdir()
+    assert load_dataset(folder) == DATASET
+    with pytest.raises(UserError, match=r"dev\.tsv: cannot be read: Is a directory"):
+        list(read_lines(folder / "qrels" / "dev.tsv"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -135,3 +137,23 @@ def test_the_positive_is_where_its_label_is_and_not_always_first(prompter: Promp
     again = collator(prompter, head="cosine").reranking("toy", many)
     assert torch.equal(again.labels, batch.labels)
     assert batch.texts == (batch.prompts, batch.documents)
+
+
+def test_relatives_of_a_positive_are_no_negatives_in_the_batch(prompter: Prompter) -> None:
+    """d0, d1 and d7 are one family: what is relevant to q0 and what to q1 are not told apart by a judgement."""
+    made = collator(prompter)
+    made.datasets = {"toy": replace(DATASET, families={"d0": "x", "d1": "x", "d7": "x", "d5": "y"})}
+    assert made.embedding("toy", SAMPLES).relevant.int().tolist() == [
+        [1, 1, 1, 0, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_a_relative_that_is_judged_not_relevant_stays_a_negative(prompter: Prompter) -> None:
+    """Mining leaves relatives out, so one among an example's negatives was judged by the data set."""
+    made = collator(prompter)
+    made.datasets = {"toy": replace(DATASET, families=dict.fromkeys(("d0", "d1", "d5"), "x"))}
+    judged = Sample(Example("toy", "q0", "where", ("d0",), ("d5",)), "d0", ("d5",))
+    other = sample("q1", ("d1",), "d7")
+    assert made.embedding("toy", [judged, other]).relevant.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 
 import pytest
 
@@ -11,6 +12,7 @@ from unimoer.data import judged, load_dataset
 from unimoer.data.bm25 import BM25
 from unimoer.data.embedded import DOMAINS, attack, code, cwe, hpo
 from unimoer.data.embedded.text import clean, hash_fraction, normalise, split_of
+from unimoer.data.negatives import mine
 from unimoer.evaluation.metrics import evaluate_run, mean
 
 
@@ -29,6 +31,80 @@ def test_attack_text_does_not_name_its_technique() -> None:
     text = "[APT1](https://attack.example/G1) used `net view`.(Citation: Report [1]) <br>More"
     assert attack._plain(text) == "APT1 used net view. More"
     assert attack._plain(None) == ""
+
+
+def stix(kind: str, number: int, **fields: object) -> dict[str, object]:
+    references = [{"source_name": "mitre-attack", "external_id": f"T{number}"}]
+    return {
+        "type": kind,
+        "id": f"{kind}--{number:012d}",
+        "external_references": references,
+        "description": "x",
+        **fields,
+    }
+
+
+def relation(kind: str, number: int, source: str, target: str) -> dict[str, object]:
+    text = f"The group does thing number {number} to many people."
+    fields = {"relationship_type": kind, "source_ref": source, "target_ref": target, "description": text}
+    return stix("relationship", number, **fields)
+
+
+def test_attack_twins_are_one_document_and_a_technique_and_its_parts_one_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matrices = {}
+    for start, matrix in ((100, "enterprise"), (200, "mobile"), (300, "ics")):
+        parent, part, alone = (f"attack-pattern--{start + number:012d}" for number in range(3))
+        group = f"intrusion-set--{start:012d}"
+        matrices[matrix] = [
+            stix("attack-pattern", start, name="Phishing", description=matrix),
+            stix("attack-pattern", start + 1, name="Link" if matrix != "ics" else "By Phone"),
+            stix("attack-pattern", start + 2, name=f"Only {matrix}"),
+            stix("intrusion-set", start, name="Group"),
+            relation("subtechnique-of", start + 3, part, parent),
+            relation("uses", start + 4, group, parent),
+            relation("uses", start + 5, group, part),
+            relation("uses", 6, group, alone),
+        ]
+    monkeypatch.setattr(
+        attack, "read_member", lambda asset, name: json.dumps({"objects": matrices[name.split("/")[-1].split("-")[0]]})
+    )
+    dataset = attack.build()
+    titles = {key: document.title for key, document in dataset.corpus.items()}
+    assert titles == {
+        "T100": "Phishing",
+        "T101": "Phishing: Link",
+        "T102": "Only enterprise",
+        "T202": "Only mobile",
+        "T301": "Phishing: By Phone",
+        "T302": "Only ics",
+    }
+    assert dataset.corpus["T100"].text == "enterprise"
+    assert {key for key, family in dataset.families.items() if family == dataset.families["T100"]} == {
+        "T100",
+        "T101",
+        "T301",
+    }
+    assert len(set(dataset.families.values())) == 4
+    relevant = [set(grades) for split in dataset.qrels.values() for grades in split.values()]
+    assert sorted(map(sorted, relevant)) == [
+        *[["T100"]] * 3,
+        *[["T101"]] * 2,
+        ["T102", "T202", "T302"],
+        ["T301"],
+    ]
+
+
+@pytest.mark.assets
+def test_attack_has_no_twins_and_no_relative_of_a_positive_is_mined() -> None:
+    dataset = load_dataset("embedded:attack")
+    titles = [normalise(document.title) for document in dataset.corpus.values()]
+    assert len(set(titles)) == len(titles)
+    assert dataset.families.keys() == dataset.corpus.keys()
+    train = judged(dataset, "train")
+    for query, negatives in mine(dataset, "train", scorer=BM25.of(dataset)).items():
+        assert not dataset.families_of(negatives) & dataset.families_of(k for k, g in train[query].items() if g > 0)
 
 
 @pytest.mark.parametrize("ids", ["(CWE-79)", "[CWE-79, CWE-80]", "(CWE-1 and CWE-2)", "CWE-79"])
@@ -118,6 +194,8 @@ def test_domains_name_their_licence_and_what_was_seen_in_training() -> None:
             assert ASSETS[name].licence in domain.licence
             assert ASSETS[name].attribution in domain.attribution
     assert "test documents not seen in training" in DOMAINS["hpo"].notes
+    assert all(f"labels: {domain.labels}; " in domain.notes for domain in DOMAINS.values())
+    assert "parents and siblings are unjudged" in DOMAINS["attack"].notes
 
 
 @pytest.mark.assets
@@ -144,7 +222,7 @@ def test_building_again_gives_the_cached_data(name: str) -> None:
 @pytest.mark.assets
 @pytest.mark.parametrize(
     ("name", "split_identifiers", "expected"),
-    [("attack", False, 0.50), ("cwe", False, 0.39), ("hpo", False, 0.49), ("code", False, 0.36), ("code", True, 0.55)],
+    [("attack", False, 0.51), ("cwe", False, 0.39), ("hpo", False, 0.49), ("code", False, 0.36), ("code", True, 0.55)],
 )
 def test_bm25_reference(name: str, split_identifiers: bool, expected: float) -> None:
     dataset = load_dataset(f"embedded:{name}")

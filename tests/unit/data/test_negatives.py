@@ -71,6 +71,25 @@ def test_positives_of_other_splits_and_equal_texts_are_never_negatives() -> None
     assert mined(dataset, strategy="none") == ["d1", "d4", "d5", "d6", "d7"]
 
 
+def test_relatives_of_a_positive_are_never_negatives() -> None:
+    families = {"d3": "x", "d0": "x", "d5": "x", "d1": "y", "d2": "y"}
+    dataset = replace(DATASET, families=families)
+    assert mined(dataset, strategy="none") == ["d1", "d4", "d2", "d6", "d7"]
+    assert mined(dataset, strategy="none", num_negatives=2, range_max=2) == ["d1", "d4"]
+    twice = replace(dataset, qrels={"train": {"q": {"d3": 1}}, "test": {"q": {"d2": 1}}})
+    assert mined(twice, strategy="none") == ["d4", "d6", "d7"]
+    assert dataset.fingerprint != DATASET.fingerprint
+
+
+def test_bm25_looks_past_the_relatives_of_a_positive() -> None:
+    """The family fills the top ranks; as many negatives are found as without it."""
+    corpus = {f"d{number}": Document("apple " * (9 - number) + "tree " * (number + 1)) for number in range(8)}
+    families = dict.fromkeys(["d0", "d1", "d2", "d3", "d4"], "x")
+    dataset = RetrievalDataset("x", corpus, {"q": "apple"}, {"train": {"q": {"d0": 1}}}, families=families)
+    config = NegativesConfig(strategy="none", range_max=3, num_negatives=3)
+    assert mine(dataset, "train", scorer=BM25.of(dataset), config=config) == {"q": ["d5", "d6", "d7"]}
+
+
 def test_bm25_finds_negatives_and_scores_positives_it_does_not_retrieve(dataset: RetrievalDataset) -> None:
     index = BM25.of(dataset)
     every = mine(dataset, "train", scorer=index, config=NegativesConfig(strategy="none"))

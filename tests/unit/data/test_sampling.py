@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimoer.data.sampling import SamplerConfig, TaskSampler
+from unimoer.data.sampling import DomainOrder, SamplerConfig, TaskSampler
 from unimoer.errors import UserError
 from unimoer.types import Example, Task
 
@@ -78,12 +78,57 @@ def test_every_example_comes_once_an_epoch_and_in_another_order_in_the_next() ->
     assert len({tuple(epoch) for epoch in epochs}) > 15
 
 
-def test_domains_are_drawn_by_weight_and_never_mixed() -> None:
-    batches = draw(sampler(), 800)
-    assert all({sample.example.domain for sample in samples} == {domain} for domain, samples in batches)
-    share = Counter(domain for domain, _ in batches)["b"] / 800
-    # Three standard deviations of a share of 0.75 over 800 draws.
-    assert share == pytest.approx(0.75, abs=0.05)
+def test_domains_have_their_shares_at_every_seed_and_never_mix() -> None:
+    orders = []
+    for seed in range(20):
+        batches = draw(sampler(seed), 40)
+        assert all({sample.example.domain for sample in samples} == {domain} for domain, samples in batches)
+        orders.append([domain for domain, _ in batches])
+        assert all(orders[-1][start : start + 4].count("a") == 1 for start in range(0, 40, 4))
+    assert len({tuple(order) for order in orders}) == 20
+
+
+weights = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.05, 5.0), min_size=1)
+
+
+@settings(deadline=None, max_examples=80)
+@given(weights=weights, seed=st.integers(0, 2**40), cycles=st.integers(1, 12))
+def test_counts_follow_the_shares(weights: dict[str, float], seed: int, cycles: int) -> None:
+    order = DomainOrder(weights, str(seed))
+    assert order.cycle == pytest.approx(sum(weights.values()) / min(weights.values()), abs=1 + 1e-6)
+    counts: Counter[str] = Counter()
+    for position in range(cycles * order.cycle):
+        counts[order.at(position)] += 1
+        done = position + 1
+        for domain, share in order.shares.items():
+            bound = 1 if done % order.cycle == 0 else 1 + order.cycle * share
+            assert abs(counts[domain] - done * share) < bound
+
+
+@settings(deadline=None, max_examples=30)
+@given(weights=weights, seed=st.integers(0, 2**40), positions=st.lists(st.integers(0, 150), min_size=1, max_size=8))
+def test_a_domain_is_a_function_of_position_and_seed(
+    weights: dict[str, float], seed: int, positions: list[int]
+) -> None:
+    reference = DomainOrder(weights, str(seed))
+    stream = [reference.at(position) for position in range(151)]
+    jumping = DomainOrder(dict(reversed(weights.items())), str(seed))
+    assert [jumping.at(position) for position in positions] == [stream[position] for position in positions]
+
+
+def test_every_seed_of_the_audited_setting_shows_all_domains_alike() -> None:
+    """44 reranking batches of four domains: drawn independently, one domain had 4 of them and another 17."""
+    pool = {domain: examples(domain) for domain in ("attack", "code", "cwe", "hpo")}
+    for seed in range(30):
+        source = TaskSampler(
+            Task.RERANKING,
+            pool,
+            dict.fromkeys(pool, DOCUMENTS),
+            dict.fromkeys(pool, 1.0),
+            SamplerConfig(1, 0, 0),
+            seed,
+        )
+        assert set(Counter(domain for domain, _ in draw(source, 44)).values()) == {11}
 
 
 def test_negatives_are_random_first_and_mined_afterwards() -> None:
@@ -127,3 +172,31 @@ def test_a_corpus_with_too_few_negatives_is_an_error_and_no_endless_search() -> 
     with pytest.raises(UserError, match=r"data\.domains\.a: .*negatives"):
         source = TaskSampler(Task.RERANKING, pool, {"a": ["d0", "d1"]}, {"a": 1.0}, SamplerConfig(1, 3, 0), 1)
         source.next()
+
+
+def test_relatives_of_a_positive_are_never_drawn() -> None:
+    """d0 to d9 are one family, d10 to d14 another, the rest are alone."""
+    families = {f"d{number}": "x" if number < 10 else "y" for number in range(15)}
+    pool = {"a": [Example("a", "q", "text", ("d0", "d19"), ())], "b": [Example("b", "q", "text", ("d12",), ("d1",))]}
+    source = TaskSampler(
+        Task.EMBEDDING,
+        pool,
+        dict.fromkeys(pool, DOCUMENTS),
+        dict.fromkeys(pool, 1.0),
+        SamplerConfig(4, 9, 50),
+        1,
+        dict.fromkeys(pool, families),
+    )
+    drawn: dict[str, set[str]] = {"a": set(), "b": set()}
+    for domain, samples in draw(source, 100):
+        drawn[domain].update(key for sample in samples for key in sample.negative_ids)
+    assert drawn == {"a": set(DOCUMENTS[10:19]), "b": {*DOCUMENTS[:10], *DOCUMENTS[15:]}}
+
+
+@pytest.mark.timeout(5)
+def test_a_family_that_leaves_too_few_negatives_is_an_error_and_no_endless_search() -> None:
+    pool = {"a": [Example("a", "q", "text", ("d0",), ()), Example("a", "r", "text", ("d19",), ())]}
+    families = {"a": dict.fromkeys(DOCUMENTS[:18], "x")}
+    settings = SamplerConfig(1, 3, 9)
+    with pytest.raises(UserError, match=r"data\.domains\.a: 20 documents .* training\.reranking\.negatives to 2"):
+        TaskSampler(Task.RERANKING, pool, {"a": DOCUMENTS}, {"a": 1.0}, settings, 1, families)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -65,6 +66,12 @@ def test_splits_that_are_not_named_are_dropped_and_seeds_differ() -> None:
     samples = [subset(DATASET, queries={"train": 5}, documents=30, seed=seed) for seed in (1, 2)]
     assert [list(sample.qrels) for sample in samples] == [["train"], ["train"]]
     assert samples[0].corpus.keys() != samples[1].corpus.keys()
+
+
+def test_families_of_kept_documents_stay() -> None:
+    whole = replace(DATASET, families=dict.fromkeys(CORPUS, "x"))
+    sample = subset(whole, queries={"train": 2}, documents=9, seed=0)
+    assert sample.families == dict.fromkeys(sample.corpus, "x")
 
 
 def test_an_unknown_split_is_a_clear_error() -> None:

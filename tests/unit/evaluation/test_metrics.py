@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimoer.errors import UserError
-from unimoer.evaluation.metrics import METRICS, ceiling, evaluate_run, mean, read_trec, write_trec
+from unimoer.evaluation.metrics import METRICS, ceiling, drop_identical, evaluate_run, mean, read_trec, write_trec
 
 DOCUMENTS = [f"d{number}" for number in range(30)] + ["é", "Z", "_"]
 
@@ -164,3 +164,18 @@ def test_run_file_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="white space"):
         write_trec({"q": {"a b": 1.0}}, tmp_path / "run.trec", "t")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_query_that_is_a_document_does_not_compete_with_its_answers() -> None:
+    run = {"a": {"a": 9.0, "b": 2.0, "c": 1.0}, "b": {"c": 1.0, "a": 0.5}, "c": {"c": 1.0}}
+    qrels = {"a": {"b": 1}, "b": {"c": 1}, "c": {"a": 1}}
+    before = {query: dict(documents) for query, documents in run.items()}
+    dropped = drop_identical(run)
+    assert dropped == {"a": {"b": 2.0, "c": 1.0}, "b": {"c": 1.0, "a": 0.5}, "c": {}}
+    assert run == before
+    assert {query: values["mrr@10"] for query, values in evaluate_run(qrels, run).items()} == {"a": 0.5, "b": 1, "c": 0}
+    assert {query: values["mrr@10"] for query, values in evaluate_run(qrels, dropped).items()} == {
+        "a": 1,
+        "b": 1,
+        "c": 0,
+    }

