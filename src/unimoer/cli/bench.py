@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,3 +86,18 @@ def memory(
     from unimoer.benchmarks.memory import bench_memory
 
     bench_memory(Console(), base=base, rows=rows, length=length, pairs=pairs)
+
+
+@app.command("scale")
+def scale(
+    passages: Annotated[int, typer.Option(min=1000, help="Passages of the synthetic corpus.")] = 100_000,
+    queries: Annotated[int, typer.Option(min=1, help="Queries to mine and search for.")] = 1000,
+    encode: Annotated[int, typer.Option(min=1, help="Passages to encode.")] = 10_000,
+    base: Annotated[str, typer.Option(help="The model that encodes; `random` makes a very small one.")] = "random",
+    layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers to keep.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the files lie meanwhile.")] = None,
+) -> None:
+    """Memory and time of indexing, mining and encoding a large corpus."""
+    from unimoer.benchmarks.scale import bench_scale
+
+    bench_scale(Console(), passages=passages, queries=queries, encode=encode, base=base, layers=layers, folder=folder)

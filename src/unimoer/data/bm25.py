@@ -83,18 +83,18 @@ class BM25:
         return index
 
     @classmethod
-    def of(cls, dataset: RetrievalDataset, *, split_identifiers: bool = False) -> BM25:
-        """Index the corpus of a data set; a large one in the cache folder, where the next call finds it."""
+    def of(cls, dataset: RetrievalDataset, *, split_identifiers: bool = False, folder: Path | None = None) -> BM25:
+        """Index the corpus of a data set, in `folder` if given; a large one in the cache folder, for the next call."""
         contents = _Contents(dataset.corpus)
-        if len(contents) < LARGE:
-            return cls(contents, split_identifiers=split_identifiers)
-        key = hashlib.sha256(f"{dataset.fingerprint}|{split_identifiers}".encode()).hexdigest()
-        folder = cache_dir() / "bm25" / key[:32]
-        if not folder.exists():
-            # Another process may have built it meanwhile: the same data, so the same index.
-            with suppress(FileExistsError):
-                return cls(contents, split_identifiers=split_identifiers, folder=folder)
-        return cls.load(folder)
+        if folder is None and len(contents) >= LARGE:
+            key = hashlib.sha256(f"{dataset.fingerprint}|{split_identifiers}".encode()).hexdigest()
+            cached = cache_dir() / "bm25" / key[:32]
+            if not cached.exists():
+                # Another process may have built it meanwhile: the same data, so the same index.
+                with suppress(FileExistsError):
+                    return cls(contents, split_identifiers=split_identifiers, folder=cached)
+            return cls.load(cached)
+        return cls(contents, split_identifiers=split_identifiers, folder=folder)
 
     def search(
         self, queries: Mapping[str, str], top_k: int, *, threads: int | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -20,6 +21,7 @@ from typing import IO, Any
 import bm25s
 import numpy as np
 import Stemmer
+from bm25s.stopwords import STOPWORDS_EN
 
 from unimoer.files import new_array
 
@@ -28,6 +30,10 @@ CHUNK = 16_384
 IN_MEMORY = 1 << 26
 """Bytes of postings that wait in memory between the passes; more go to a temporary file."""
 
+REMEMBERED = 1_000_000
+"""Words whose stems are remembered."""
+
+_WORDS = re.compile(r"(?u)\b\w\w+\b").findall
 _WEIGHTS, _DOCUMENTS, _STARTS = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
 _VOCABULARY, _PARAMETERS = "vocab.index.json", "params.index.json"
 
@@ -81,15 +87,16 @@ def build(
     Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009, eq. 3.15 with Lucene's idf.
     """
     with SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder) if folder else None) as spool:
-        vocabulary: dict[str, int] = {}
+        stems = _Stems(stemmer)
         holding = np.zeros(0, dtype=np.int64)
         lengths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         sizes, first = [], 0
         for chunk in _chunks(texts):
-            terms, documents, frequencies, length = _count(chunk, stemmer, vocabulary)
+            terms, documents, frequencies, length = _count(chunk, stems)
             for part in (terms, documents + np.int32(first), frequencies):
                 spool.write(part.tobytes())
-            holding = np.bincount(terms, minlength=len(vocabulary)) + _grown(holding, len(vocabulary))
+            size = len(stems.numbers)
+            holding = np.bincount(terms, minlength=size) + np.pad(holding, (0, size - len(holding)))
             lengths.append(length)
             sizes.append(len(terms))
             first += len(chunk)
@@ -111,8 +118,8 @@ def build(
             placed[target] = documents
             free[here] += count
     if folder is not None:
-        _describe(folder, starts, vocabulary, first, k1, b)
-    return Postings(weights, placed, starts, vocabulary, first)
+        _describe(folder, starts, stems.numbers, first, k1, b)
+    return Postings(weights, placed, starts, stems.numbers, first)
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -121,25 +128,43 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _count(
-    texts: list[str], stemmer: Stemmer.Stemmer, vocabulary: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Term, document and frequency of every posting, by term and then document, all int32; and words a document."""
-    tokens = bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
-    # Sorted, because bm25s numbers stems in the order of a set: the same corpus must give the same files.
-    for stem in sorted(tokens.vocab):
-        vocabulary.setdefault(stem, len(vocabulary))
-    table = np.empty(len(tokens.vocab), dtype=np.int64)
-    for stem, local in tokens.vocab.items():
-        table[local] = vocabulary[stem]
-    lengths = np.fromiter(map(len, tokens.ids), dtype=np.int64, count=len(texts))
-    flat = np.fromiter(chain.from_iterable(tokens.ids), dtype=np.int64, count=int(lengths.sum()))
-    pairs, frequencies = np.unique(table[flat] << 32 | np.repeat(np.arange(len(texts)), lengths), return_counts=True)
+class _Stems(dict[str, int]):
+    """Word -> number of its stem, -1 for a stop word; what it has not met it stems and numbers."""
+
+    def __init__(self, stemmer: Stemmer.Stemmer) -> None:
+        super().__init__()
+        self.numbers: dict[str, int] = {}
+        self._stemmer = stemmer
+        self.forget()
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = self.numbers.setdefault(self._stemmer.stemWord(word), len(self.numbers))
+        return number
+
+    def forget(self) -> None:
+        """All words but the stop words; stems keep their numbers."""
+        self.clear()
+        self.update(dict.fromkeys(STOPWORDS_EN, -1))
+
+
+def _count(texts: list[str], stems: _Stems) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Term, document and frequency of every posting, by term and then document, all int32; and words a document.
+
+    Words are those of `bm25s.tokenize`, whose own lists of numbers take most of the time of an index.
+    """
+    found = [_WORDS(text.lower()) for text in texts]
+    counts = np.fromiter(map(len, found), dtype=np.int64, count=len(texts))
+    terms = np.fromiter(map(stems.__getitem__, chain.from_iterable(found)), dtype=np.int64, count=int(counts.sum()))
+    documents = np.repeat(np.arange(len(texts)), counts)
+    documents, terms = documents[terms >= 0], terms[terms >= 0]
+    if len(stems) > REMEMBERED:
+        stems.forget()
+    pairs, frequencies = np.unique(terms << 32 | documents, return_counts=True)
     return (
         (pairs >> 32).astype(np.int32),
         (pairs & 0xFFFFFFFF).astype(np.int32),
         frequencies.astype(np.int32),
-        lengths,
+        np.bincount(documents, minlength=len(texts)),
     )
 
 
@@ -156,10 +181,6 @@ def _idf(holding: np.ndarray, size: int) -> np.ndarray:
     counts, places = np.unique(holding, return_inverse=True)
     values = [math.log(1 + (size - int(count) + 0.5) / (int(count) + 0.5)) for count in counts]
     return np.array(values, dtype=np.float32)[places]
-
-
-def _grown(counts: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(counts, (0, size - len(counts)))
 
 
 def _array(folder: Path | None, name: str, size: int, dtype: Any) -> np.ndarray:

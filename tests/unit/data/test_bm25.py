@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import bm25s
 import numpy as np
 import pytest
 import Stemmer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unimoer.data import bm25, postings
 from unimoer.data.bm25 import BM25
@@ -52,6 +55,7 @@ def test_chunks_files_and_threads_change_nothing(tmp_path: Path, monkeypatch: py
     assert sum(map(len, expected.values())) > 300
     monkeypatch.setattr(postings, "CHUNK", 7)
     monkeypatch.setattr(postings, "IN_MEMORY", 50)
+    monkeypatch.setattr(postings, "REMEMBERED", 40)
     written = BM25(documents, folder=tmp_path / "index")
     for index in (BM25(documents), written, BM25.load(tmp_path / "index")):
         for threads in (1, 3):
@@ -92,6 +96,21 @@ def test_a_large_corpus_is_indexed_once(
     with pytest.raises(AssertionError, match="indexed again"):
         BM25.of(dataset, split_identifiers=True)
     assert len(list((cache / "bm25").iterdir())) == 1
+
+
+@given(st.lists(st.one_of(st.text(), st.sampled_from(["The CATS' cat", "naïve İstanbul x_1", "a I running-runs"]))))
+@settings(deadline=None)
+def test_words_are_those_of_bm25s_whatever_the_text(texts: list[str]) -> None:
+    stemmer = Stemmer.Stemmer("english")
+    stems = postings._Stems(stemmer)
+    terms, documents, frequencies, lengths = postings._count(texts, stems)
+    names = list(stems.numbers)
+    found: list[Counter[str]] = [Counter() for _ in texts]
+    for term, document, frequency in zip(terms, documents, frequencies, strict=True):
+        found[document][names[term]] = int(frequency)
+    expected = postings.words(texts, stemmer)
+    assert found == [Counter(words) for words in expected]
+    assert lengths.tolist() == list(map(len, expected))
 
 
 @pytest.mark.parametrize("documents", [{}, {"a": "", "b": "the"}])
