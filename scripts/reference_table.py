@@ -26,13 +26,14 @@ def main() -> None:
     parser.add_argument("encoder", choices=ENCODERS)
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--full", action="store_true", help="no samples")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
 
     encoder = load_encoder(options.encoder, torch.device("cpu"))
     rows: list[dict[str, float]] = []
     print(f"builder version {BUILDER_VERSION}, split {options.split}, {'whole corpora' if options.full else 'samples'}")
-    for name in DOMAINS:
+    for name in options.domains:
         dataset = load_embedded(name)
         if not options.full:
             # Training queries too: their relevant documents are in the corpus of an experiment.
@@ -41,7 +42,7 @@ def main() -> None:
         queries = {query: dataset.queries[query] for query in judged}
         started = time.perf_counter()
         lexical = BM25.of(dataset, split_identifiers=name == "code").search(queries, 100)
-        dense = rank(encoder, dataset, queries, batch_size=options.batch_size)
+        dense = rank(encoder, dataset, queries, batch=options.batch)
         runs = {"bm25": lexical, options.encoder: dense, "rrf": fuse([lexical, dense])}
         rows.append({label: mean(evaluate_run(judged, run))["ndcg@10"] for label, run in runs.items()})
         values = "  ".join(f"{label} {value:.3f}" for label, value in rows[-1].items())
