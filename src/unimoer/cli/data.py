@@ -97,10 +97,14 @@ def _fetch_opt_in(names: list[str], *, accept_terms: bool) -> None:
 
 def _asked(item: OptIn) -> bool:
     """Show the terms of a model, if it has any, and ask; False where nobody is there to answer."""
-    if item.terms is None or not sys.stdin.isatty():
+    if item.terms is None or not _at_a_terminal():
         return False
     typer.echo(f"{terms_text(item.terms)}\n\n{item.terms.title}, {item.terms.url}")
     return typer.confirm(f"Do you accept these terms for {item.name}?")
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 @app.command("build")
