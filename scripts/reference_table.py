@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """nDCG@10 of BM25, a public encoder and their fusion on the embedded data sets: the table of docs/references.md.
 
-    python scripts/reference_table.py all-minilm-l6-v2                       samples, test queries
-    python scripts/reference_table.py all-minilm-l6-v2 --split dev --full    whole corpora, every query of the split
+Samples and test queries, unless told otherwise:
+
+    python scripts/reference_table.py all-minilm-l6-v2
+    python scripts/reference_table.py all-minilm-l6-v2 --split dev --full
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 import time
 
 import torch
+import typer
 
 from unimoer.data.bm25 import BM25
 from unimoer.data.embedded import BUILDER_VERSION, DOMAINS, load_embedded
@@ -26,13 +29,16 @@ def main() -> None:
     parser.add_argument("encoder", choices=ENCODERS)
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--full", action="store_true", help="no samples")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
 
     encoder = load_encoder(options.encoder, torch.device("cpu"))
     rows: list[dict[str, float]] = []
-    print(f"builder version {BUILDER_VERSION}, split {options.split}, {'whole corpora' if options.full else 'samples'}")
-    for name in DOMAINS:
+    typer.echo(
+        f"builder version {BUILDER_VERSION}, split {options.split}, {'whole corpora' if options.full else 'samples'}"
+    )
+    for name in options.domains:
         dataset = load_embedded(name)
         if not options.full:
             # Training queries too: their relevant documents are in the corpus of an experiment.
@@ -41,14 +47,14 @@ def main() -> None:
         queries = {query: dataset.queries[query] for query in judged}
         started = time.perf_counter()
         lexical = BM25.of(dataset, split_identifiers=name == "code").search(queries, 100)
-        dense = rank(encoder, dataset, queries, batch_size=options.batch_size)
+        dense = rank(encoder, dataset, queries, batch=options.batch)
         runs = {"bm25": lexical, options.encoder: dense, "rrf": fuse([lexical, dense])}
         rows.append({label: mean(evaluate_run(judged, run))["ndcg@10"] for label, run in runs.items()})
         values = "  ".join(f"{label} {value:.3f}" for label, value in rows[-1].items())
         seconds = time.perf_counter() - started
-        print(f"{name}: {len(queries)} queries, {len(dataset.corpus)} documents  {values}  {seconds:.0f} s", flush=True)
+        typer.echo(f"{name}: {len(queries)} queries, {len(dataset.corpus)} documents  {values}  {seconds:.0f} s")
     macro = {label: sum(row[label] for row in rows) / len(rows) for label in rows[0]}
-    print("macro: " + "  ".join(f"{label} {value:.3f}" for label, value in macro.items()))
+    typer.echo("macro: " + "  ".join(f"{label} {value:.3f}" for label, value in macro.items()))
 
 
 if __name__ == "__main__":

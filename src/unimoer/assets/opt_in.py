@@ -44,10 +44,10 @@ def fetch_model(item: OptIn, *, accept_terms: bool = False) -> Path:
     target = model_path(item)
     if target.exists():
         return target
-    if item.terms is not None and not (accept_terms or accepted(item)):
+    if item.terms is not None and not (accept_terms or has_accepted(item)):
         raise UserError(
-            f"{item.name} is under the {item.terms.title} ({item.terms.url}): read them with "
-            f"`unimoer data fetch {item.name}`, and accept them there, with --accept-terms, or with {ACCEPT}={item.name}"
+            f"{item.name} is under the {item.terms.title} ({item.terms.url}): read and accept them in a terminal with "
+            f"`unimoer data fetch {item.name}`; elsewhere, accept with its --accept-terms or with {ACCEPT}={item.name}"
         )
     _log.warning("%s is not in the cache: fetching %d MB, licence %s", item.name, item.megabytes, item.licence)
     with staged(target) as temporary:
@@ -62,7 +62,7 @@ def fetch_model(item: OptIn, *, accept_terms: bool = False) -> Path:
     return target
 
 
-def accepted(item: OptIn) -> bool:
+def has_accepted(item: OptIn) -> bool:
     """Whether the environment accepts the terms of this model."""
     return item.name in (name.strip() for name in os.environ.get(ACCEPT, "").split(","))
 

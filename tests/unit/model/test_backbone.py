@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from unimoer.errors import UserError
+from unimoer.model import backbone
 from unimoer.model.backbone import load_backbone, resolve_device, resolve_dtype
 
 
@@ -101,6 +102,32 @@ def test_a_gguf_file_that_was_replaced_is_converted_again(bases: Callable[[str],
 
 def test_an_embedded_model_that_is_none() -> None:
     assert "no embedded model 'smollm2'; did you mean 'smollm2-135m'?" in refused("embedded:smollm2")
+
+
+def test_an_embedded_model_is_converted_once(
+    bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its GGUF file is asked for the first time only: the plain weights are enough afterwards."""
+    monkeypatch.setenv("UNIMOER_CACHE", str(tmp_path / "cache"))
+    gguf = tiny.write_gguf(bases("qwen2"), tmp_path / "tiny.gguf")
+    asked: list[Path] = []
+    monkeypatch.setitem(backbone.EMBEDDED, "tiny", lambda: asked.append(gguf) or gguf)
+    fingerprints = {tiny.build("embedded:tiny").fingerprint() for _ in range(2)}
+    assert asked == [gguf]
+    assert fingerprints == {tiny.build(bases("qwen2")).fingerprint()}
+
+
+def test_an_embedded_model_under_terms_is_refused_until_they_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIMOER_CACHE", str(tmp_path))
+    monkeypatch.delenv("UNIMOER_ACCEPT_TERMS", raising=False)
+    with pytest.raises(UserError) as caught:
+        load_backbone(tiny.model_config("embedded:gemma3-270m"), tiny.CPU)
+    message = str(caught.value)
+    assert message.startswith("gemma3-270m is under the Gemma Terms of Use (https://ai.google.dev/gemma/terms)")
+    assert "unimoer data fetch gemma3-270m" in message
+    assert "\n" not in message
 
 
 def test_pickled_weights_are_refused(copy: Path) -> None:
