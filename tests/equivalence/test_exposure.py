@@ -6,7 +6,6 @@ Without it, a difference between the arms would mix interference with another cu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from unimoer.experiments.arms import arm_settings
 from unimoer.experiments.run import build_samplers
 
 import tiny
-from unimoer.config import BUILTIN, ExperimentConfig, SimilarityConfig
-from unimoer.data.prepare import training_examples
+from unimoer.config import BUILTIN, StudyConfig
 from unimoer.data.sampling import Sample
 from unimoer.model.unified import UnifiedModel
-from unimoer.training.modes import schedule
-from unimoer.training.pilots import Examples, hold_out
+from unimoer.training.schedule import plan_steps
+from unimoer.training.setup import build_samplers
 from unimoer.types import Task
 
 Make = Callable[..., dict[str, Any]]
@@ -35,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-JOINT = [name for name, arm in BUILTIN.items() if len(arm.mode.tasks) == 2]
+JOINT = [name for name, arm in BUILTIN.items() if len(arm.tasks) == 2]
 SPECIALISTS = {Task.EMBEDDING: "emb_only", Task.RERANKING: "rank_only"}
 
 
@@ -59,37 +57,23 @@ def test_a_joint_arm_sees_the_batches_of_each_specialist(
         assert not [other for other in Task if other is not task and specialist.seen[other]]
 
 
-def stream(config: ExperimentConfig, arm: str, task: Task) -> list[tuple[str, list[Sample]]]:
+def stream(config: StudyConfig, arm: str, task: Task) -> list[tuple[str, list[Sample]]]:
     """All batches that an arm's run draws of a task, without training anything."""
-    settings, model = arm_settings(config, arm)
-    shared, mode = replace(tiny.context(config), config=settings), config.arm(arm).mode
-    examples: Examples = training_examples(shared.domains)
-    if isinstance(model.adapter.router, SimilarityConfig):
-        examples, _ = hold_out(examples, model.adapter.router.pilot_queries)
-    sampler = build_samplers(shared, mode, 1, examples)[task]
-    steps = sum(task in step.tasks for step in schedule(settings, mode))
-    return [sampler.next() for _ in range(steps * settings.training.optimizer.accumulation)]
+    spec = tiny.train_spec(config, arm)
+    sampler = build_samplers(spec, tiny.domains(config))[task]
+    steps = sum(task in step.tasks for step in plan_steps(spec.steps, spec.schedule, spec.training.staged))
+    return [sampler.next() for _ in range(steps * spec.training.optimizer.accumulation)]
 
 
 @pytest.mark.parametrize("task", Task)
 def test_every_joint_arm_draws_the_batches_of_the_specialist(task: Task, experiment: Make) -> None:
-    """All but `similarity`, which keeps a slice for its pilots, and draws as many batches from what is left."""
-    few = {"mode": "joint_moe", "experts": {"embedding": 1, "reranking": 1}}
-    few["router"] = {"type": "similarity", "pilot_queries": 20}
-    adapter = {"rank": 16, "alpha": 16.0}
-    config = tiny.parsed(experiment(model__adapter=adapter, custom_arms={"few_pilots": few}))
+    """All of them, `similarity` included: its pilots are made of examples that it trains on as the others do."""
+    config = tiny.parsed(experiment(model__adapter={"rank": 16, "alpha": 16.0}))
     expected = stream(config, SPECIALISTS[task], task)
     assert len(expected) == 6
+    assert "similarity" in JOINT
     for arm in JOINT:
-        if arm != "similarity":
-            assert stream(config, arm, task) == expected, arm
-    other = stream(config, "few_pilots", task)
-    assert len(other) == len(expected)
-    held = hold_out(training_examples(tiny.context(config).domains), 20)[1]
-    kept = {example for examples in held.values() for example in examples}
-    assert len(kept) == 40
-    for batches, wanted in ((expected, True), (other, False)):
-        assert any(sample.example in kept for _, samples in batches for sample in samples) == wanted
+        assert stream(config, arm, task) == expected, arm
 
 
 def test_another_seed_sees_another_order(experiment: Make, tmp_path: Path) -> None:
