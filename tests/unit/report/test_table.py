@@ -67,9 +67,8 @@ def test_a_name_that_does_not_fit_is_folded() -> None:
     name = "a-router-with-a-name-of-more-than-forty-characters"
     output = io.StringIO()
     Console(file=output, width=40).print(Table("t", "", ["arm", "score"], [[name, "0.123"]]).rich())
-    lines = output.getvalue().splitlines()
-    assert "…" not in output.getvalue() and max(map(len, lines)) <= 40
-    assert "".join(line[:34].strip() for line in lines[3:]).replace("0.123", "").replace(" ", "") == name
+    assert max(map(len, output.getvalue().splitlines())) <= 40
+    assert name in re.sub(r"0\.123|\s", "", output.getvalue())
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,7 @@ def build(study: StudyFolder) -> Section | None:
 
 
 def score_table(
-    study: StudyFolder,
-    task: Task,
-    scores: TaskScores,
-    prefix: str,
-    ceilings: Ceilings | None = None,
-    note: str = "",
+    study: StudyFolder, task: Task, scores: TaskScores, prefix: str, ceilings: Ceilings | None = None, note: str = ""
 ) -> Table:
     """Systems as rows, collections and their average as columns."""
     names = sorted(scores.datasets)
