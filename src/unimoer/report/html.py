@@ -89,7 +89,7 @@ def _lead(sections: Mapping[str, Section]) -> Section | None:
 def _subtitle(study: StudyFolder) -> list[str]:
     results = study.results
     suite = results.plan.declared.suites.get(results.suite)
-    found = [f"study {results.study}", f"suite {results.suite}"]
+    found = [*([f"study {results.study}"] if results.study != results.name else []), f"suite {results.suite}"]
     if suite is not None:
         queries = sum(collection.queries for collection in suite.collections.values())
         found += [text.plural(len(suite.collections), "collection"), f"{queries:,} test queries"]

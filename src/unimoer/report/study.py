@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from unimoer.report.text import metric_label
-from unimoer.schema import (
-    ConflictLine,
-    Decision,
-    Record,
-    Results,
-    TaskDecision,
-    TrainingLine,
-    read_lines,
-    read_record,
-)
+from unimoer.schema import ConflictLine, Decision, Record, Results, TaskDecision, TrainingLine, read_lines, read_record
 from unimoer.schema.plan import Amendment
 from unimoer.schema.results import ArmResult, RunResult, TaskScores
 from unimoer.types import Task
@@ -123,9 +114,6 @@ class StudyFolder:
         present = {system for found in (scores.macro, *scores.datasets.values()) for system in found}
         order = [BM25, RANDOM, UNTRAINED, self.specialist(task), *([self.shared] if self.shared else []), *self.arms]
         return list(dict.fromkeys([name for name in order if name in present] + sorted(present)))
-
-    def collections(self, suite: str) -> list[str]:
-        return sorted(self.results.plan.declared.suites[suite].collections)
 
     def runs(self, arm: str | None) -> list[RunResult]:
         """Runs of an arm in the first variant, by seed."""

@@ -23,12 +23,11 @@ def summary(study: StudyFolder | Path) -> RenderableType:
         UserError: a file of the folder is missing or broken.
     """
     study = StudyFolder.read(study) if isinstance(study, Path) else study
-    parts: list[RenderableType] = [Text(notice, style="yellow") for notice in notices(study)]
-    for section in build_sections(study).values():
-        if section.lead is not None:
-            parts += _lead(section.lead)
-        for part in section.brief:
-            parts += [Text(), part.rich() if isinstance(part, Table) else Text(part)]
+    sections = build_sections(study).values()
+    parts = [part for section in sections if section.lead for part in _lead(section.lead)]
+    parts += [Text(notice, style="yellow") for notice in notices(study)]
+    for part in (part for section in sections for part in section.brief):
+        parts += [Text(), part.rich() if isinstance(part, Table) else Text(part)]
     return Group(*parts)
 
 

@@ -167,9 +167,9 @@ def _overview(study: StudyFolder, recovery: Recovery) -> Table:
         ],
         rows,
         text_columns=2,
-        notes="In percent of the specialists' scores, with 95% intervals. Gained: how many points less than the shared LoRA "
-        "the arm loses. To start: the same against its own routers left untrained. Parameters: of adapter and "
-        "routers, and how many percent more than the shared LoRA's.",
+        notes="In percent of the specialists' scores. Gained: how many points less than the shared LoRA the arm loses. "
+        "To start: the same against its own routers left untrained. Parameters: of adapter and routers, and how many "
+        "percent more than the shared LoRA's.",
     )
 
 

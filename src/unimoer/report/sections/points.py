@@ -35,7 +35,7 @@ def build(study: StudyFolder) -> Section | None:
     tasks = [task for task in Task if any(point.task == task for point in found.points)]
     return Section(
         f"Scores and interference over {found.x}",
-        paragraphs=[" ".join(_summary(study, found, task) for task in tasks)],
+        paragraphs=[paragraph for task in tasks if (paragraph := _summary(found, task))],
         drawings=[
             Drawing(
                 "points",
@@ -88,26 +88,19 @@ def _recovery(point: Point) -> Number | None:
     return Number(mean=point.recovery.mean, ci95=point.recovery.ci95)
 
 
-def _summary(study: StudyFolder, found: Points, task: Task) -> str:
+def _summary(found: Points, task: Task) -> str:
+    """How many intervals lie on either side, of those that there are."""
     points = [point for point in found.points if point.task == task]
-    ratios = [point.tir for point in points if point.tir is not None]
     sentences = []
-    if ratios:
-        costs = sum(ratio.low is not None and ratio.low > 0 for ratio in ratios)
-        gains = sum(ratio.high is not None and ratio.high < 0 for ratio in ratios)
-        sentences.append(
-            f"Of {text.plural(len(ratios), 'interference ratio')} {costs} have an interval above 0 (sharing costs) and "
-            f"{gains} one below (sharing helps), uncorrected for their number."
-        )
-    against = [point.to_bm25 for point in points if point.to_bm25 is not None]
-    if against:
-        above = sum(cell.low is not None and cell.low > 0 for cell in against)
-        below = sum(cell.high is not None and cell.high < 0 for cell in against)
-        sentences.append(
-            f"Of {text.plural(len(against), 'point')} {above} score above BM25 and {below} below; the others cannot be "
-            "told from it."
-        )
-    return f"{task.capitalize()}: {' '.join(sentences)}" if sentences else ""
+    for what, cells in (
+        ("TIR is above 0 (sharing costs)", [point.tir for point in points if point.tir]),
+        ("The score is above BM25's", [point.to_bm25 for point in points if point.to_bm25]),
+    ):
+        above = sum(cell.low is not None and cell.low > 0 for cell in cells)
+        below = sum(cell.high is not None and cell.high < 0 for cell in cells)
+        if cells:
+            sentences.append(f"{what} at {above} of {text.plural(len(cells), 'point')}, below at {below}")
+    return f"{task.capitalize()}: {'. '.join(sentences)}, by whole intervals, uncorrected." if sentences else ""
 
 
 def _table(study: StudyFolder, found: Points, task: Task) -> Table:

@@ -12,8 +12,7 @@ def build(study: StudyFolder) -> Section | None:
     rows: list[list[Cell | str]] = []
     order = {arm: index for index, arm in enumerate(study.arms)}
     for run in sorted(
-        study.results.runs,
-        key=lambda run: (run.status.variant, order.get(run.status.arm, len(order)), run.status.seed),
+        study.results.runs, key=lambda run: (run.status.variant, order.get(run.status.arm, len(order)), run.status.seed)
     ):
         training = run.status.training
         if training is not None:

@@ -56,12 +56,7 @@ def build(study: StudyFolder) -> Section | None:
 
 
 def score_table(
-    study: StudyFolder,
-    task: Task,
-    scores: TaskScores,
-    prefix: str,
-    ceilings: Ceilings | None = None,
-    note: str = "",
+    study: StudyFolder, task: Task, scores: TaskScores, prefix: str, ceilings: Ceilings | None = None, note: str = ""
 ) -> Table:
     """Systems as rows, collections and their average as columns."""
     names = sorted(scores.datasets)
@@ -123,7 +118,8 @@ def _draw(study: StudyFolder) -> Figure:
                     draw.whisker(axes, row + offset, found[system].score, (0, 1), colour, shape, always_filled=True)
                     handles[label] = draw.marker(colour, shape)
             for system, offset, shape in ((UNTRAINED, -0.12, "D"), (RANDOM, 0.12, "+")):
-                if system in found and found[system].score.mean is not None:
+                mean = found[system].score.mean if system in found else None
+                if mean is not None:
                     handles[system] = Line2D([], [], lw=0, marker=shape, mfc="none", mec=draw.MUTED, ms=3.8, mew=0.9)
                     axes.plot(mean, row + offset, shape, mfc="none", mec=draw.MUTED, ms=3.8, mew=0.9)
             ceilings = study.results.ceilings

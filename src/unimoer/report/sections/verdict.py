@@ -106,7 +106,7 @@ def _claim(found: TaskDecision, criterion: Criterion) -> str:
         return "gains from sharing"
     return {
         "above_pass": f"costs {passes} or more",
-        "straddles_pass": f"costs more than {fail}",
+        "straddles_pass": f"costs {fail} or more",
         "between": f"costs {fail} to {passes}",
         "straddles_fail": f"costs less than {passes}",
         "below_fail": f"costs less than {fail}",
