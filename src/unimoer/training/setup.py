@@ -174,4 +174,5 @@ def _sampler(task: Task, domains: Domains, config: SamplerConfig, seed: int) -> 
         {name: domain.config.weight for name, domain in domains.items()},
         config,
         seed,
+        {name: domain.dataset.families for name, domain in domains.items()},
     )
