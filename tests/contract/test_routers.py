@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tiny
 from unimoer.config import AdapterConfig, RouterConfig
-from unimoer.config.router import TASK_ROUTED, HardSharedConfig, LearnedRouterConfig
+from unimoer.config.router import LearnedRouterConfig
 from unimoer.errors import UserError
 from unimoer.model.budget import BaseShape, router_parameters
 from unimoer.model.checkpoint import load_model, save_model
@@ -52,9 +52,7 @@ def by_token(config: Any) -> bool:
 
 def names(config: Any) -> tuple[str, ...]:
     """A task router without a shared expert has no use for one."""
-    tasks = tuple(task.value for task in Task)
-    bare = isinstance(config, TASK_ROUTED) and not isinstance(config, HardSharedConfig)
-    return tasks if bare else (*tasks, "shared")
+    return config.named_experts or ("embedding", "reranking", "shared")
 
 
 def quiet(config: Any) -> Any:

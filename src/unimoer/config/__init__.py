@@ -1,12 +1,12 @@
 """The configuration is the documentation of what can be varied; see the commented files in `configs/`."""
 
-from unimoer.config.adapter import ALL_PROJECTIONS, SHARED, AdapterConfig
+from unimoer.config.adapter import ALL_PROJECTIONS, AdapterConfig
 from unimoer.config.arms import BUILTIN, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.experiment import CriterionConfig, ExperimentConfig
 from unimoer.config.load import load_config, parse_config, parse_model
 from unimoer.config.model import READS_LISTS, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
-from unimoer.config.router import RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
+from unimoer.config.router import ROUTERS, SHARED, RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.training import (
     BCEConfig,
     EmbeddingTaskConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "ALL_PROJECTIONS",
     "BUILTIN",
     "READS_LISTS",
+    "ROUTERS",
     "SHARED",
     "AdapterConfig",
     "ArmConfig",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unimoer.config import ROUTERS
 from unimoer.evaluation import statistics
 from unimoer.evaluation.statistics import Array, SeedScores
 from unimoer.experiments.cells import Sample, bounds, correct, number
@@ -20,8 +21,6 @@ from unimoer.types import Task
 
 NOTHING_LOST = "nothing lost that could be won back"
 TOO_LITTLE_LOST = "too little lost to tell what was won back"
-NOT_LEARNED = ("hard", "hard_shared", "similarity", "uniform", "random_frozen")
-"""Types of routers that no gradient trains: what a learned one has to beat."""
 
 
 def recover(
@@ -200,4 +199,5 @@ def _lead(samples: Mapping[str, Sample], arm: str, rival: str) -> dict[str, Any]
 
 
 def _is_learned(router: str | None) -> bool:
-    return router is not None and router not in NOT_LEARNED
+    """Whether gradients train a router of this type: what none trains is what a learned one has to beat."""
+    return router is not None and ROUTERS[router]().learned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class RoutingLosses:
             for decision, _ in decisions:
                 for label, loss in decision.losses.items():
                     own[label].append(loss / len(traces))
-            if not isinstance(self.config, LearnedRouterConfig) or decisions[0][0].weights is None:
+            if not _trains(self.config) or decisions[0][0].weights is None:
                 continue
             if others and self.config.aux_loss_weight > 0:
                 means = [_joint_weights(decisions), *(seen[name] for seen in others)]
@@ -61,7 +61,7 @@ class RoutingLosses:
 
     def remember(self, task: Task, traces: Sequence[RoutingTrace]) -> None:
         """Keep a batch's mean weights, for the balance of the other task's batches."""
-        if not isinstance(self.config, LearnedRouterConfig) or self.config.aux_loss_weight == 0 or not traces:
+        if not _trains(self.config) or self.config.aux_loss_weight == 0 or not traces:
             return
         with torch.no_grad():
             for name, decision in traces[0].decisions.items():
@@ -82,6 +82,11 @@ class RoutingLosses:
         for key, mean in state.items():
             task, name = key.split("|")
             self._seen.setdefault(Task(task), {})[name] = mean
+
+
+def _trains(config: RouterConfig | None) -> TypeGuard[LearnedRouterConfig]:
+    """A router that never learns has no losses: they would reach the experts of earlier layers alone."""
+    return isinstance(config, LearnedRouterConfig) and config.learned
 
 
 def _joint_weights(decisions: Sequence[tuple[Routing, RoutingTrace]]) -> Tensor:
