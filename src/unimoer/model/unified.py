@@ -47,7 +47,7 @@ class UnifiedModel(nn.Module):
         self._base = frozenset(
             name for name, parameter in self.named_parameters() if not parameter.requires_grad and name not in routers
         )
-        self._router_start = {name: parameter.detach().cpu().clone() for name, parameter in routers.items()}
+        self.router_start = {name: parameter.detach().cpu().clone() for name, parameter in routers.items()}
         self.eval()
 
     def _build_head(self, base: PreTrainedModel, seed: int) -> nn.Module:
@@ -147,14 +147,14 @@ class UnifiedModel(nn.Module):
     def router_moved(self) -> float | None:
         """How far the routers' parameters are from where their seed put them, over the size of that start.
 
-        None without any. What trained says so here: that it was meant to does not mean that it moved.
+        None without any, and for a model that was loaded. That a router was to be trained does not mean that it moved.
         """
         now = dict(self.named_parameters())
-        start = {name: value for name, value in self._router_start.items() if now[name].shape == value.shape}
+        start = {name: value for name, value in self.router_start.items() if now[name].shape == value.shape}
         if not start:
             return None
         distance = sum(float((now[name].detach().cpu() - value).square().sum()) for name, value in start.items())
-        return (distance / sum(float(value.square().sum()) for value in start.values())) ** 0.5
+        return float((distance / sum(float(value.square().sum()) for value in start.values())) ** 0.5)
 
     def trainable(self, task: Task | None = None) -> dict[str, nn.Parameter]:
         """What is trained, by name; with a task, without the head that the task never reaches."""
