@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import tiny
 from unimoer.config import AdapterConfig, RouterConfig
-from unimoer.config.router import TASK_ROUTED, HardSharedConfig, LearnedRouterConfig
+from unimoer.config.router import LearnedRouterConfig
 from unimoer.errors import UserError
 from unimoer.model.budget import BaseShape, router_parameters
 from unimoer.model.checkpoint import load_model, save_model
@@ -38,6 +39,8 @@ def variants() -> Iterator[Any]:
                 yield pytest.param(config, id=f"{config.type}-{grain}")
         else:
             yield pytest.param(member(), id=member().type)
+        if member().learned:
+            yield pytest.param(member(frozen=True), id=f"{member().type}-frozen")
 
 
 VARIANTS = list(variants())
@@ -52,9 +55,7 @@ def by_token(config: Any) -> bool:
 
 def names(config: Any) -> tuple[str, ...]:
     """A task router without a shared expert has no use for one."""
-    tasks = tuple(task.value for task in Task)
-    bare = isinstance(config, TASK_ROUTED) and not isinstance(config, HardSharedConfig)
-    return tasks if bare else (*tasks, "shared")
+    return config.named_experts or ("embedding", "reranking", "shared")
 
 
 def quiet(config: Any) -> Any:
@@ -273,7 +274,7 @@ def test_gradients_reach_every_expert_and_a_fresh_router(config: Any) -> None:
             leaf = name.partition(".routers.")[2]
             reached[leaf] = reached.get(leaf, False) or (parameter.grad is not None and bool(parameter.grad.any()))
     assert all(reached.values()), reached
-    assert bool(reached) == (isinstance(config, LearnedRouterConfig) and config.type != "random_frozen")
+    assert bool(reached) == config.learned
 
 
 @every
@@ -304,6 +305,21 @@ def test_states_and_decisions_do_not_depend_on_the_batch(config: Any, padding: s
 
 
 @every
+def test_what_kind_of_router_it_is_its_configuration_says(config: Any) -> None:
+    """Each trait against what the router does."""
+    hidden, mask = padded(texts())
+    router = make(quiet(config)).eval()
+    assert router.trainable == router.config.learned == config.learned
+    if config.uses_pilots:
+        return
+    by_task = [weights(router(hidden, RoutingContext(task, mask)), config, 9) for task in Task]
+    assert config.told_task == (not torch.equal(*by_task))
+    other = weights(router(padded(texts(1))[0], RoutingContext(Task.EMBEDDING, mask)), config, 9)
+    assert config.reads_text == (not torch.equal(by_task[0], other))
+    assert config.mergeable != config.reads_text
+
+
+@every
 def test_every_layer_tells_its_decision(config: Any) -> None:
     decoder, batch = build(config).train(), tiny.batch(tiny.ids(LENGTHS))
     trace = RoutingTrace()
@@ -330,7 +346,7 @@ def test_beside_a_bfloat16_base_routers_and_experts_are_float32(config: Any) -> 
 @every
 def test_the_budget_counts_the_parameters_that_are_built(config: Any) -> None:
     decoder, count = build(config), len(names(config))
-    built = sum(p.numel() for n, p in decoder.named_parameters() if ".routers." in n and p.requires_grad)
+    built = sum(p.numel() for n, p in decoder.named_parameters() if ".routers." in n)
     assert router_parameters(config, count, BaseShape(3, 1.0, 32, {"qkv": 32})) == built
 
 
@@ -338,6 +354,35 @@ def outputs(model: Any) -> tuple[Tensor, Tensor]:
     batch = tiny.batch(tiny.ids(LENGTHS))
     with torch.inference_mode():
         return model.embed(batch), model.score(batch)
+
+
+@pytest.mark.parametrize("member", [member for member in MEMBERS if member().learned], ids=lambda m: m().type)
+def test_a_frozen_router_is_the_start_of_the_learned_one(member: type[Any], base: Path, tmp_path: Path) -> None:
+    """The same numbers from the same seed, the same size, and no step moves it; a learned one says how far it moved."""
+    settings = member().model_dump(mode="json")
+    experts = dict.fromkeys(names(member()), 2)
+    models = [
+        tiny.build(base, adapter={"rank": 4, "experts": experts, "router": settings | {"frozen": frozen}}, seed=3)
+        for frozen in (False, True)
+    ]
+    learned, frozen = models
+    assert learned.state().keys() == frozen.state().keys()
+    assert learned.fingerprint() == frozen.fingerprint()
+    assert all(torch.equal(learned.state()[name], tensor) for name, tensor in frozen.state().items())
+    batch = tiny.batch(tiny.ids(LENGTHS))
+    for model in models:
+        optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-2)
+        model.train()
+        for _ in range(3):
+            model.score(batch).square().sum().backward()
+            optimizer.step()
+            model.after_step()
+    assert frozen.router_moved() == 0
+    assert learned.router_moved() > 0.01
+    save_model(learned, tmp_path / "final")
+    recorded = json.loads((tmp_path / "final" / "unimoer.json").read_text())["router_moved"]
+    assert recorded == learned.router_moved()
+    assert load_model(tmp_path / "final", tiny.CPU).router_moved() is None
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member().type)

@@ -57,7 +57,10 @@ def _run(folder: Path) -> dict[str, Any]:
     routing = {}
     if adapter.router is not None:
         ranks = (f"{name} {rank}" for name, rank in (adapter.experts or {}).items())
+        moved = description.get("router_moved")
         routing = {"experts": ", ".join(ranks), "router": adapter.router.model_dump_json(exclude_defaults=False)}
+        if moved is not None:
+            routing["routers moved"] = f"{moved:.0%} of the size that their parameters started with"
     return {
         "checkpoint": checkpoint,
         "base": f"{settings.base}, {settings.layers or 'all'} layers, fingerprint {description['base_fingerprint']}",

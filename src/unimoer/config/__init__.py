@@ -1,12 +1,12 @@
 """The configuration is the documentation of what can be varied; see the commented files in `configs/`."""
 
-from unimoer.config.adapter import ALL_PROJECTIONS, SHARED, AdapterConfig
+from unimoer.config.adapter import ALL_PROJECTIONS, AdapterConfig
 from unimoer.config.arms import BUILTIN, START, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.evaluation import CollectionConfig, EvaluationConfig, SuiteConfig
 from unimoer.config.load import load_config, parse_config, parse_model
 from unimoer.config.model import READS_LISTS, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
-from unimoer.config.router import RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
+from unimoer.config.router import ROUTERS, SHARED, RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.spec import Resources, RunSpec, SuiteSpec, TrainSpec
 from unimoer.config.study import BM25, JOINT, RANDOM, REFERENCES, SPECIALIST, UNTRAINED, CriterionConfig, StudyConfig
 from unimoer.config.training import (
@@ -31,6 +31,7 @@ __all__ = [
     "RANDOM",
     "READS_LISTS",
     "REFERENCES",
+    "ROUTERS",
     "SHARED",
     "SPECIALIST",
     "START",

@@ -8,19 +8,15 @@ from pydantic import Field, field_validator, model_validator
 
 from unimoer.config.base import Strict
 from unimoer.config.router import (
-    TASK_ROUTED,
-    HardSharedConfig,
+    SHARED,
+    TASK_EXPERTS,
     LearnedRouterConfig,
     RouterConfig,
-    SimilarityConfig,
     SparsegenConfig,
     TopKConfig,
 )
-from unimoer.types import Task
 
 ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SHARED = "shared"
-"""The expert that belongs to no task."""
 
 Rank = Annotated[int, Field(ge=0)]
 
@@ -90,13 +86,13 @@ class AdapterConfig(Strict):
             if self.rank_wise:
                 raise ValueError("router: rank_wise experts need a router to weigh them")
             return self
-        if isinstance(self.router, TASK_ROUTED):
-            self._has_task_experts(names, f"router '{self.router.type}'")
+        if self.router.named_experts:
+            self._has_experts(self.router.named_experts, names, f"router '{self.router.type}'")
             return self
         if isinstance(self.router, LearnedRouterConfig) and self.router.task_prior > 0:
             if not self.router.task_aware:
                 raise ValueError("router.task_prior: only a router that is task_aware can prefer a task's own expert")
-            self._has_task_experts(names, f"router.task_prior of '{self.router.type}'")
+            self._has_experts(TASK_EXPERTS, names, f"router.task_prior of '{self.router.type}'")
         units = [len(self.owners(layer)) for layer in range(self.layers or 1)]
         if max(units) < 2:
             raise ValueError(f"experts: router '{self.router.type}' has one expert only, and nothing to decide")
@@ -112,13 +108,13 @@ class AdapterConfig(Strict):
             raise ValueError(f"router.max_active: {self.router.max_active} of {fewest} experts is no sparsity")
         return self
 
-    def _has_task_experts(self, names: list[str], what: str) -> None:
-        needed = [task.value for task in Task] + ([SHARED] if isinstance(self.router, HardSharedConfig) else [])
+    def _has_experts(self, needed: tuple[str, ...], names: list[str], what: str) -> None:
         missing = [name for name in needed if name not in names]
         if missing:
             raise ValueError(f"experts: {what} needs an expert '{missing[0]}'; there are {', '.join(names)}")
         if self.rank_wise:
             raise ValueError(f"rank_wise: {what} weighs whole experts")
         layers = range(self.layers or 1)
-        if isinstance(self.router, SimilarityConfig) and any(len(self.ranks(layer)) < len(names) for layer in layers):
+        pilots = self.router is not None and self.router.uses_pilots
+        if pilots and any(len(self.ranks(layer)) < len(names) for layer in layers):
             raise ValueError(f"experts: {what} needs every expert in every layer: no rank may be 0")

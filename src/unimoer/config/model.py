@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from unimoer.config.adapter import AdapterConfig
 from unimoer.config.base import Strict
-from unimoer.config.router import SimilarityConfig
 
 READS_LISTS = ("listwise", "cosine")
 """Score heads that read a query with all its candidates at once."""
@@ -116,7 +115,7 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _pilots_are_single_texts(self) -> ModelConfig:
-        if isinstance(self.adapter.router, SimilarityConfig) and self.reranking.head in READS_LISTS:
+        if self.adapter.router is not None and self.adapter.router.uses_pilots and self.reranking.head in READS_LISTS:
             raise ValueError(
                 f"adapter.router: 'similarity' chooses an expert for a text; head '{self.reranking.head}' reads lists"
             )

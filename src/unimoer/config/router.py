@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from unimoer.config.base import Strict
+from unimoer.types import Task
+
+SHARED = "shared"
+"""The expert that belongs to no task."""
+TASK_EXPERTS = tuple(task.value for task in Task)
 
 
-class _RouterConfig(Strict):
-    """Settings that every router shares. How many experts there are, and their ranks, the adapter says."""
+class BaseRouterConfig(Strict):
+    """Settings that every router shares, and what kind of router it is: nothing else keeps a list of kinds.
+
+    How many experts there are, and their ranks, the adapter says.
+    """
+
+    reads_text: ClassVar[bool] = False
+    """Whether its decision may differ between two texts of one task, in use."""
+    named_experts: ClassVar[tuple[str, ...]] = ()
+    """Experts that it takes by their names, whole and unweighed; empty for one that weighs all there are."""
+    uses_pilots: ClassVar[bool] = False
+    """Whether it chooses by pilots, which are fitted after training."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether training is to move its parameters; how far it did, a checkpoint says (`router_moved`)."""
+        return False
+
+    @property
+    def told_task(self) -> bool:
+        """Whether its decision depends on the task id, in use."""
+        return False
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether a task's experts are one fixed update, which can be merged and exported."""
+        return not self.reads_text
 
     scope: Literal["layer", "projection"] = "layer"
     """One decision a decoder layer, or one for each group of projections that read the same input."""
 
 
-class LearnedRouterConfig(_RouterConfig):
+class LearnedRouterConfig(BaseRouterConfig):
+    reads_text: ClassVar[bool] = True
+
     granularity: Literal["sequence", "causal", "token"] = "sequence"
     """What a decision reads. `sequence`: the mean over the text's tokens, one decision a text. `causal`: the mean over
     the tokens seen so far; at the last token that is the whole text, and no token depends on a later one. `token`: the
     token alone. `sequence` gives up causality: the prefix of a text cannot be computed once and shared."""
     frozen: bool = False
-    """Leave the router as it began, with the same parameters counted: the null of the same router, learned."""
+    """Never train it: the start of the same router with the same seed, for comparison. Its parameters count in the size
+    all the same."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits."""
     task_aware: bool = False
@@ -46,6 +79,14 @@ class LearnedRouterConfig(_RouterConfig):
     z_loss_weight: float = Field(1e-3, ge=0)
     """Of the square of how far the logits' log-sum-exp exceeds that of equal logits with their mean: keeps them
     together."""
+
+    @property
+    def learned(self) -> bool:
+        return not self.frozen
+
+    @property
+    def told_task(self) -> bool:
+        return self.task_aware
 
 
 class SparsegenConfig(LearnedRouterConfig):
@@ -116,28 +157,48 @@ class HierarchicalConfig(LearnedRouterConfig):
     certainty_goal: float = Field(0.5, ge=0, lt=1)
     aux_loss_weight: float = Field(0.0, ge=0)
 
+    @property
+    def told_task(self) -> bool:
+        return True
 
-class HardConfig(_RouterConfig):
+
+class HardConfig(BaseRouterConfig):
     """The expert of the task (Jina Embeddings v3). The task is known: this is the rival a learned router must beat."""
+
+    named_experts: ClassVar[tuple[str, ...]] = TASK_EXPERTS
+
+    @property
+    def told_task(self) -> bool:
+        return True
 
     type: Literal["hard"] = "hard"
 
 
-class HardSharedConfig(_RouterConfig):
+class HardSharedConfig(BaseRouterConfig):
     """The expert of the task and the shared one, added up."""
+
+    named_experts: ClassVar[tuple[str, ...]] = (*TASK_EXPERTS, SHARED)
+
+    @property
+    def told_task(self) -> bool:
+        return True
 
     type: Literal["hard_shared"] = "hard_shared"
 
 
-class SimilarityConfig(_RouterConfig):
+class SimilarityConfig(BaseRouterConfig):
     """Task experts, chosen at inference by the nearest pilot embedding instead of the task (after RouterRetriever)."""
+
+    reads_text: ClassVar[bool] = True
+    named_experts: ClassVar[tuple[str, ...]] = TASK_EXPERTS
+    uses_pilots: ClassVar[bool] = True
 
     type: Literal["similarity"] = "similarity"
     pilot_queries: int = Field(32, ge=4)
     """Training examples of each domain and task that the pilots are made of; kept out of training."""
 
 
-class UniformConfig(_RouterConfig):
+class UniformConfig(BaseRouterConfig):
     """Equal weights: a null. With the default gain, one LoRA of the total rank."""
 
     type: Literal["uniform"] = "uniform"
@@ -148,7 +209,8 @@ class RandomFrozenConfig(LearnedRouterConfig):
 
     type: Literal["random_frozen"] = "random_frozen"
     spread: float = Field(1.0, gt=0)
-    """Standard deviation of the logits."""
+    """Standard deviation of the logits between what it decides on: texts, or tokens with granularity `token`."""
+    frozen: Literal[True] = True
     task_aware: Literal[False] = False
     task_prior: float = Field(0.0, ge=0, le=0)
     aux_loss_weight: float = Field(0.0, ge=0, le=0)
@@ -169,5 +231,6 @@ RouterConfig = Annotated[
     Field(discriminator="type"),
 ]
 
-TASK_ROUTED = (HardConfig, HardSharedConfig, SimilarityConfig)
-"""Routers that need an expert named after each task."""
+_MEMBERS: tuple[type[BaseRouterConfig], ...] = get_args(get_args(RouterConfig)[0])
+ROUTERS = {str(member.model_fields["type"].default): member for member in _MEMBERS}
+"""Every router's configuration, by its type."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimoer.config import AdapterConfig, SimilarityConfig
+from unimoer.config import AdapterConfig
 from unimoer.model.ops import Block, Layout, lora_linear, weigh
 from unimoer.model.routing import Routing
 
@@ -53,7 +53,7 @@ class MoELoRALinear(nn.Module):
         self.scale = config.alpha / config.rank
         self.rank_wise = config.rank_wise
         # A choice among whole experts is no average: its weights are 0 and 1 as they stand.
-        self.gain = 1.0 if isinstance(config.router, SimilarityConfig) else config.gain
+        self.gain = 1.0 if config.router is not None and config.router.named_experts else config.gain
         # Frozen parameters, not buffers: the gradient probe asks for their gradient.
         self.weight = nn.Parameter(torch.cat([m.weight.detach() for m in members]), requires_grad=False)
         biases = [m.bias for m in members]

@@ -86,6 +86,9 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
             "eos_token": model.tokenizer.eos_token,
             "golden": golden,
         }
+        moved = model.router_moved()
+        if moved is not None:
+            description["router_moved"] = moved
         if model.active_ranks:
             description["active_ranks"] = model.active_ranks
         write_json(temporary / "unimoer.json", description)
@@ -127,6 +130,8 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
         expected = description["base_fingerprint"]
         raise UserError(f"{folder}: made on another base model: {expected}, but {model.config.base} is {found}")
     load_weights(model, load_tensors(folder / "adapter.safetensors"), folder / "adapter.safetensors")
+    # The file says how far they moved; from here they would seem to come from another seed.
+    model.router_start.clear()
     for expert, ranks in description["active_ranks"].items():
         model.grow_expert(expert, ranks)
     if verify:

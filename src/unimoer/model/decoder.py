@@ -105,20 +105,22 @@ class FusedLayer(nn.Module):
         # As the products read them: by packed token.
         used: Decisions = {}
 
-        def project(name: str, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        def project(name: str, states: Tensor, residual: Tensor | None = None, *, read: Tensor | None = None) -> Tensor:
+            """`read` is what a router reads instead of `states`: those before the norm."""
             group: MoELoRALinear = getattr(self, name)
             if context is not None and context.bare:
                 return group(states, Routing(()), residual)
             router = name if name in self.routers else "layer"
             if context is not None and router in self.routers and router not in decisions:
-                whole = states if packing is None else packing.unpack(states)
+                whole = states if read is None else read
+                whole = whole if packing is None else packing.unpack(whole)
                 decided = decisions[router] = self.routers[router](whole, context)
                 if packing is not None and decided.weights is not None:
                     decided = Routing(decided.experts, packing.spread(decided.weights))
                 used[router] = decided
             return group(states, used.get(router), residual)
 
-        qkv = project("qkv", rms_norm(x, self.attention_norm, self.eps))
+        qkv = project("qkv", rms_norm(x, self.attention_norm, self.eps), read=x)
         if self.q_norm is not None and self.k_norm is not None:
             qkv = self._normalise_heads(qkv, self.q_norm, self.k_norm)
         if packing is not None:
@@ -126,7 +128,7 @@ class FusedLayer(nn.Module):
         query, key, value = split_heads(qkv, cos, sin, self.heads, self.kv_heads)
         mixed = attention(query, key, value, mask, self.scale)
         x = project("o", mixed if packing is None else packing.pack(mixed), x)
-        hidden = swiglu(project("gate_up", rms_norm(x, self.mlp_norm, self.eps)))
+        hidden = swiglu(project("gate_up", rms_norm(x, self.mlp_norm, self.eps), read=x))
         return project("down", hidden, x), decisions
 
     def _normalise_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
@@ -196,9 +198,11 @@ class FusedDecoder(nn.Module):
                 x, decisions = checkpoint(layer, x, cos, sin, mask, context, packing, use_reentrant=False)
             else:
                 x, decisions = layer(x, cos, sin, mask, context, packing)
-            if trace is not None:
-                # Outside of the layer: a checkpointed one runs twice.
-                for name, decision in decisions.items():
+            routers: Any = layer.routers
+            # Outside of the layer: a checkpointed one runs twice.
+            for name, decision in decisions.items():
+                routers[name].observe(context, decision)
+                if trace is not None:
                     trace.decisions[str(index) if name == "layer" else f"{index}.{name}"] = decision
         states = rms_norm(x, self.norm, self.eps)
         return states if packing is None else packing.unpack(states)

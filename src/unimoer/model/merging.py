@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unimoer.config import AdapterConfig
+from unimoer.config import ROUTERS, AdapterConfig
 from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.decoder import FusedDecoder
@@ -22,8 +22,6 @@ from unimoer.model.routing import Routing, RoutingContext
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
 
-FIXED = ("hard", "hard_shared", "uniform")
-"""Routers whose decision depends on nothing but the task."""
 GROUPS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
 """Of a fused layer, and where `transformers` keeps their projections."""
 
@@ -45,10 +43,11 @@ class Update:
 
 def check_fixed(adapter: AdapterConfig) -> None:
     """Raises: UserError when the weights of experts depend on the text."""
-    if adapter.router is not None and adapter.router.type not in FIXED:
+    if adapter.router is not None and not adapter.router.mergeable:
+        fixed = ", ".join(name for name, router in ROUTERS.items() if router().mergeable)
         raise UserError(
             f"router '{adapter.router.type}' weighs the experts anew for every text, so they cannot be merged or "
-            f"exported as one adapter; plain LoRA can, and the routers {', '.join(FIXED)}"
+            f"exported as one adapter; plain LoRA can, and the routers {fixed}"
         )
 
 

@@ -42,12 +42,27 @@ class RoutingContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over what the decisions of one forward pass have read, as distances from a router's centre."""
+
+    count: Tensor
+    total: Tensor
+    """`[d]`"""
+    squares: Tensor
+    """`[d]`"""
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """One decision: which experts are used, and how much of each.
 
     `weights` `[B, T or 1, E]`, float32, in the order of `experts`; None adds them up as they are, which needs neither
     a product nor the experts that are left out. `clean` are a learned router's weights before floor and dropout;
-    `logits` has their shape; `losses` are a router's own, already weighted.
+    `logits` has their shape; `losses` are a router's own, already weighted; `moments`, in training alone, are those
+    of what it has read.
     """
 
     experts: tuple[str, ...]
@@ -55,6 +70,7 @@ class Routing:
     clean: Tensor | None = None
     logits: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Moments | None = None
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unimoer.config import READS_LISTS, ModelConfig, SimilarityConfig, parse_model
-from unimoer.config.router import TASK_ROUTED, LearnedRouterConfig
+from unimoer.config import READS_LISTS, ModelConfig, parse_model
+from unimoer.config.router import LearnedRouterConfig
 from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
@@ -19,7 +19,7 @@ from unimoer.model.decoder import build_decoder
 from unimoer.model.heads import LinearHead, MLPHead, YesNoHead, pool
 from unimoer.model.listwise import ListwiseHead, Marks
 from unimoer.model.pilots import Pilots
-from unimoer.model.routers import Router
+from unimoer.model.routers import Router, Standardiser
 from unimoer.model.routing import RoutingContext, RoutingTrace
 from unimoer.types import Task, TokenBatch
 
@@ -41,9 +41,13 @@ class UnifiedModel(nn.Module):
             torch.manual_seed(seed)
             self.decoder = build_decoder(base, config.adapter, checkpointing=config.gradient_checkpointing)
         router = config.adapter.router
-        self.pilots = Pilots() if isinstance(router, SimilarityConfig) else None
+        self.pilots = Pilots().to(device) if router is not None and router.uses_pilots else None
+        routers = {name: parameter for name, parameter in self.named_parameters() if ".routers." in name}
         # By name, for good: an expert that is frozen later does not become part of the base.
-        self._base = frozenset(name for name, parameter in self.named_parameters() if not parameter.requires_grad)
+        self._base = frozenset(
+            name for name, parameter in self.named_parameters() if not parameter.requires_grad and name not in routers
+        )
+        self.router_start = {name: parameter.detach().cpu().clone() for name, parameter in routers.items()}
         self.eval()
 
     def _build_head(self, base: PreTrainedModel, seed: int) -> nn.Module:
@@ -140,6 +144,18 @@ class UnifiedModel(nn.Module):
         """`[B, T] -> [B, d]`, float32, unit length: queries that have read candidates, as head `cosine` has them."""
         return F.normalize(self._states(prompts, Task.RERANKING, trace), dim=-1)
 
+    def router_moved(self) -> float | None:
+        """How far the routers' parameters are from where their seed put them, over the size of that start.
+
+        None without any, and for a model that was loaded. That a router was to be trained does not mean that it moved.
+        """
+        now = dict(self.named_parameters())
+        start = {name: value for name, value in self.router_start.items() if now[name].shape == value.shape}
+        if not start:
+            return None
+        distance = sum(float((now[name].detach().cpu() - value).square().sum()) for name, value in start.items())
+        return float((distance / sum(float(value.square().sum()) for value in start.values())) ** 0.5)
+
     def trainable(self, task: Task | None = None) -> dict[str, nn.Parameter]:
         """What is trained, by name; with a task, without the head that the task never reaches."""
         return {
@@ -153,7 +169,7 @@ class UnifiedModel(nn.Module):
         buffers = {
             f"{path}.{name}": buffer
             for path, module in self.named_modules()
-            if isinstance(module, Router | Pilots)
+            if isinstance(module, Router | Standardiser | Pilots)
             for name, buffer in module.named_buffers(recurse=False)
             if name not in module._non_persistent_buffers_set
         }
@@ -206,7 +222,7 @@ class UnifiedModel(nn.Module):
         if not content["experts"]:
             raise UserError(f"expert '{expert}' cannot be removed: it is the last one")
         owners = [old.owners(layer) for layer in range(old.layers or 1)]
-        weighed = old.router is not None and not isinstance(old.router, TASK_ROUTED)
+        weighed = old.router is not None and not old.router.named_experts
         if weighed and len({(len(units), *dict.fromkeys(units)) for units in owners}) > 1:
             raise UserError(f"expert '{expert}' cannot be removed: the layers do not weigh the same experts")
         learned = isinstance(old.router, LearnedRouterConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -84,13 +84,13 @@ class RoutingLosses:
         terms: dict[str, list[Tensor]] = defaultdict(list)
         own: dict[str, list[Tensor]] = defaultdict(list)
         others = [seen for other, seen in self._seen.items() if other is not task]
-        wants_z = isinstance(self.config, LearnedRouterConfig) and self.config.z_loss_weight > 0
+        wants_z = _trains(self.config) and self.config.z_loss_weight > 0
         routers = self._measure(traces, group, z=wants_z)
         for name, passes in routers.items():
             for one in passes:
                 for label, loss in one.own.items():
                     own[label].append(loss / len(passes))
-            if not isinstance(self.config, LearnedRouterConfig) or passes[0].weights is None:
+            if not _trains(self.config) or passes[0].weights is None:
                 continue
             if others and self.config.aux_loss_weight > 0:
                 joint = _joint_weights(passes)
@@ -105,7 +105,7 @@ class RoutingLosses:
 
     def remember(self, task: Task, traces: Sequence[RoutingTrace], group: Group = ALONE) -> None:
         """Keep a batch's mean weights, for the balance of the other task's batches."""
-        if not isinstance(self.config, LearnedRouterConfig) or self.config.aux_loss_weight == 0:
+        if not _trains(self.config) or self.config.aux_loss_weight == 0 or not traces:
             return
         with torch.no_grad():
             for name, passes in self._measure(traces, group, z=False).items():
@@ -147,6 +147,11 @@ class RoutingLosses:
         for key, mean in state.items():
             task, name = key.split("|")
             self._seen.setdefault(Task(task), {})[name] = mean
+
+
+def _trains(config: RouterConfig | None) -> TypeGuard[LearnedRouterConfig]:
+    """A router that never learns has no losses: they would reach the experts of earlier layers alone."""
+    return isinstance(config, LearnedRouterConfig) and config.learned
 
 
 def _joint_weights(passes: Sequence[_Pass]) -> Tensor:

@@ -27,10 +27,11 @@ from unimoer.model.routers.fixed import (
     UniformRouter,
 )
 from unimoer.model.routers.hierarchical import HierarchicalRouter
+from unimoer.model.routers.reading import Standardiser
 from unimoer.model.routers.softmax import SoftmaxRouter, TopKRouter, TsallisRouter
 from unimoer.model.routers.sparsegen import SparsegenRouter, SparsityNetwork
 
-__all__ = ["LearnedRouter", "Router", "RouterFactory"]
+__all__ = ["LearnedRouter", "Router", "RouterFactory", "Standardiser"]
 
 
 class RouterFactory:
@@ -43,16 +44,20 @@ class RouterFactory:
 
     def __call__(self, experts: Sequence[str], units: int, width: int, layer: int) -> Router:
         """A router over `units` weights for decoder layer `layer`, reading inputs of size `width`."""
+        router = self._build(experts, units, width, layer)
+        return router.requires_grad_(self.config.learned)
+
+    def _build(self, experts: Sequence[str], units: int, width: int, layer: int) -> Router:
         config = self.config
         match config:
             case HardConfig():
-                return HardRouter(experts)
+                return HardRouter(config, experts)
             case HardSharedConfig():
-                return HardSharedRouter(experts)
+                return HardSharedRouter(config, experts)
             case SimilarityConfig():
-                return SimilarityRouter(experts)
+                return SimilarityRouter(config, experts)
         if units == 1:
-            return SoleRouter(experts)
+            return SoleRouter(config, experts)
         match config:
             case SparsegenConfig():
                 return SparsegenRouter(config, experts, units, width, self._network(config, width))
@@ -65,7 +70,7 @@ class RouterFactory:
             case HierarchicalConfig():
                 return HierarchicalRouter(config, experts, units, width, layer / max(1, self.layers - 1))
             case UniformConfig():
-                return UniformRouter(experts, units)
+                return UniformRouter(config, experts, units)
             case RandomFrozenConfig():
                 return RandomFrozenRouter(config, experts, units, width)
 

@@ -10,30 +10,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimoer.config.router import LearnedRouterConfig
-from unimoer.model.routing import Routing, RoutingContext
-from unimoer.types import Task
+from unimoer.config.router import BaseRouterConfig, LearnedRouterConfig
+from unimoer.model.routers.reading import TASKS, Standardiser
+from unimoer.model.routing import Moments, Routing, RoutingContext
 
-TASKS = tuple(Task)
+TINY = 1e-12
+"""Added to the mean square of a state: padding may be all zeros."""
 
 
 class Router(nn.Module):
     """Decides, for one decoder layer or one group of its projections, how much of each expert is used.
 
-    It reads the normalised input of what it routes, whose scale does not grow with depth: raw residual states would
-    make the logits so large that a sparse router starts with one expert.
+    Whether it learns, reads the text or is told the task, its `config` says.
     """
 
+    config: BaseRouterConfig
     by_unit: ClassVar[Mapping[str, int]] = {}
     """Tensors that hold something for each weight, and in which dimension."""
 
-    def __init__(self, experts: Sequence[str]) -> None:
+    def __init__(self, config: BaseRouterConfig, experts: Sequence[str]) -> None:
         super().__init__()
+        self.config = config
         self.experts = tuple(experts)
 
     @abstractmethod
     def forward(self, hidden: Tensor, context: RoutingContext) -> Routing:
-        """`hidden [B, T, d]` in the base's precision; the decision itself is made in float32."""
+        """`hidden [B, T, d]`: what the layer or group reads, before the base's norm and in the base's precision.
+
+        The decision itself is made in float32.
+        """
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradients can move it."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def observe(self, context: RoutingContext, decision: Routing) -> None:
+        """Told every decision of training once, outside of what checkpointing computes again."""
 
     def after_step(self) -> None:
         """Called once after every optimizer step."""
@@ -52,16 +65,18 @@ class Router(nn.Module):
 class LearnedRouter(Router):
     """Linear logits over the experts, without bias, from one token, the tokens so far, or the whole text.
 
-    `units` is the number of weights: one an expert, or one a rank. A subclass turns logits into weights that sum to 1
-    (or says otherwise).
+    States are brought to unit size without the base's gain, then centred and scaled (`Standardiser`). `units` is the
+    number of weights: one an expert, or one a rank. A subclass turns logits into weights that sum to 1 (or says
+    otherwise).
     """
 
+    config: LearnedRouterConfig
     by_unit: ClassVar[Mapping[str, int]] = {"weight": 0, "task_bias": 1}
 
     def __init__(self, config: LearnedRouterConfig, experts: Sequence[str], units: int, width: int) -> None:
-        super().__init__(experts)
-        self.base = config
-        # Small logits: every router starts close to uniform, so that every expert gets a gradient.
+        super().__init__(config, experts)
+        self.reading = Standardiser(width)
+        # Logits with a deviation of 0.1: every router starts close to uniform, so that every expert gets a gradient.
         self.weight = nn.Parameter(torch.randn(units, width) * (0.1 * width**-0.5))
         self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
         if self.task_bias is not None and config.task_prior > 0:
@@ -79,44 +94,69 @@ class LearnedRouter(Router):
         """
 
     def forward(self, hidden: Tensor, context: RoutingContext) -> Routing:
-        x = hidden.float()
-        if self.base.granularity == "sequence":
-            x = torch.bmm(context.row, x) / context.count
-        if self.training and self.base.noise_epsilon > 0:
-            # Never in place: in float32 `x` is the very tensor that the projections read.
-            low, high = 1 - self.base.noise_epsilon, 1 + self.base.noise_epsilon
+        x = self._read(hidden.float(), context)
+        moments = self._moments(x.detach(), context) if self.training and torch.is_grad_enabled() else None
+        if self.training and self.config.noise_epsilon > 0:
+            low, high = 1 - self.config.noise_epsilon, 1 + self.config.noise_epsilon
             # One draw a text: numbers for every token took 5% of a training step.
             x = x * x.new_empty(len(x), 1, x.shape[-1]).uniform_(low, high)
         logits = self.project(x, self.weight, context)
         if self.task_bias is not None:
             logits = logits + self.task_bias[TASKS.index(context.task)]
-        if self.base.temperature != 1:
-            logits = logits / self.base.temperature
-        if self.training and self.base.logit_noise > 0:
-            logits = logits + torch.randn_like(logits) * self.base.logit_noise
+        if self.config.temperature != 1:
+            logits = logits / self.config.temperature
+        if self.training and self.config.logit_noise > 0:
+            logits = logits + torch.randn_like(logits) * self.config.logit_noise
         clean, losses = self.weigh(logits, x, context)
         weights = self._drop(self._lift(clean)) if self.training else clean
-        return Routing(self.experts, weights, clean, logits, losses)
+        # What never learns pays for nothing: its losses would reach the experts of earlier layers alone.
+        return Routing(self.experts, weights, clean, logits, losses if self.config.learned else {}, moments)
+
+    def _read(self, x: Tensor, context: RoutingContext) -> Tensor:
+        """`[B, T, d]`, float32 -> what decisions are made from, centred: `[B, T or 1, d]`."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.rsqrt(norm * norm / x.shape[-1] + TINY)
+        if self.config.granularity == "sequence":
+            # The mean of normalised states, without ever making them.
+            return torch.bmm(context.row * inverse.transpose(1, 2), x) / context.count - self.reading.centre
+        return torch.addcmul(-self.reading.centre, x, inverse)
+
+    def _moments(self, x: Tensor, context: RoutingContext) -> Moments:
+        """One reading a token, or one a text; of the tokens so far the last, which is the whole text's."""
+        if self.config.granularity == "token":
+            sums = [torch.bmm(context.row, part).sum((0, 1)) for part in (x, x * x)]
+            return Moments(context.row.sum(), *sums)
+        whole = x if x.shape[1] == 1 else torch.bmm(context.row, x) / context.count
+        return Moments(x.new_tensor(float(len(x))), whole.sum((0, 1)), whole.square().sum((0, 1)))
 
     def project(self, x: Tensor, weight: Tensor, context: RoutingContext) -> Tensor:
-        """A linear map of what a decision reads, `[B, T or 1, d] -> [B, T or 1, k]`.
+        """A linear map of what a decision reads, scaled, `[B, T or 1, d] -> [B, T or 1, k]`.
 
         The running mean is taken of the few mapped numbers rather than of the wide states: it commutes with the map.
         """
-        y = F.linear(x, weight)
-        if self.base.granularity != "causal":
+        # Scaled with the weights, which are fewer.
+        y = F.linear(x, weight * self.reading.scale)
+        if self.config.granularity != "causal":
             return y
         return (y * context.row.transpose(1, 2)).cumsum(1) / context.seen
 
+    def observe(self, context: RoutingContext, decision: Routing) -> None:
+        if decision.moments is not None:
+            self.reading.observe(context.task, decision.moments)
+
+    def after_step(self) -> None:
+        self.reading.update()
+
     def _lift(self, weights: Tensor) -> Tensor:
-        floor = self.base.weight_floor
+        floor = self.config.weight_floor
         return weights if floor == 0 else torch.lerp(weights, weights.mean(-1, keepdim=True), floor)
 
     def _drop(self, weights: Tensor) -> Tensor:
         """Leave experts out, whole texts at a time; those left share the sum."""
-        if self.base.expert_dropout == 0:
+        rate = self.config.expert_dropout
+        if rate == 0:
             return weights
-        kept = torch.rand(len(weights), 1, weights.shape[-1], device=weights.device) >= self.base.expert_dropout
+        kept = torch.rand(len(weights), 1, weights.shape[-1], device=weights.device) >= rate
         left = weights * kept
         total, remaining = weights.sum(-1, keepdim=True), left.sum(-1, keepdim=True)
         # A decision whose experts are all gone keeps them all.

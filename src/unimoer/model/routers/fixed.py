@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimoer.config.adapter import SHARED
-from unimoer.config.router import RandomFrozenConfig
+from unimoer.config.router import SHARED, RandomFrozenConfig, UniformConfig
 from unimoer.model.routers.base import LearnedRouter, Router
 from unimoer.model.routing import Routing, RoutingContext
 
@@ -59,8 +58,8 @@ class SimilarityRouter(Router):
 class UniformRouter(Router):
     """Equal weights for all texts and layers. With the default gain it is one LoRA of the total rank."""
 
-    def __init__(self, experts: Sequence[str], units: int) -> None:
-        super().__init__(experts)
+    def __init__(self, config: UniformConfig, experts: Sequence[str], units: int) -> None:
+        super().__init__(config, experts)
         self.units = units
 
     def forward(self, hidden: Tensor, context: RoutingContext) -> Routing:
@@ -73,7 +72,10 @@ class UniformRouter(Router):
 
 
 class RandomFrozenRouter(LearnedRouter):
-    """A softmax over logits that nobody trained: what routing gives without learning to route."""
+    """A softmax over logits that nobody trained: what routing gives without learning to route.
+
+    What it reads has unit deviation, so its logits have that of `spread` between texts.
+    """
 
     def __init__(self, config: RandomFrozenConfig, experts: Sequence[str], units: int, width: int) -> None:
         super().__init__(config, experts, units, width)

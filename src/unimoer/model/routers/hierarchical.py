@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unimoer.config.router import HierarchicalConfig
-from unimoer.model.routers.base import TASKS, LearnedRouter, own_experts
+from unimoer.model.routers.base import LearnedRouter, own_experts
+from unimoer.model.routers.reading import TASKS
 from unimoer.model.routing import RoutingContext
 
 
@@ -22,13 +23,13 @@ class HierarchicalRouter(LearnedRouter):
     their own A; and the divergence loss falls on the token router alone, batch by batch.
     """
 
+    config: HierarchicalConfig
     by_unit: ClassVar[Mapping[str, int]] = {**LearnedRouter.by_unit, "task_logits": 1}
 
     def __init__(
         self, config: HierarchicalConfig, experts: Sequence[str], units: int, width: int, depth: float
     ) -> None:
         super().__init__(config, experts, units, width)
-        self.config = config
         self.task_logits = nn.Parameter(torch.randn(len(TASKS), units) * 0.1)
         if config.task_prior > 0:
             # Where the gate leaves no say to the token router, its bias would not count.

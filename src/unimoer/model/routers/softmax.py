@@ -8,16 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unimoer.config.router import SoftmaxConfig, TopKConfig, TsallisConfig
+from unimoer.config.router import TopKConfig, TsallisConfig
 from unimoer.model.routers.base import LearnedRouter, masked_mean
 from unimoer.model.routing import RoutingContext
 
 
 class SoftmaxRouter(LearnedRouter):
     """Softmax over all experts."""
-
-    def __init__(self, config: SoftmaxConfig, experts: Sequence[str], units: int, width: int) -> None:
-        super().__init__(config, experts, units, width)
 
     def weigh(self, logits: Tensor, x: Tensor, context: RoutingContext) -> tuple[Tensor, Mapping[str, Tensor]]:
         return logits.softmax(-1), {}
@@ -31,13 +28,13 @@ class TopKRouter(LearnedRouter):
     probabilities are a softmax's, not sigmoids.
     """
 
+    config: TopKConfig
     by_unit: ClassVar[Mapping[str, int]] = {**LearnedRouter.by_unit, "bias": 0, "load": 0}
     bias: Tensor
     load: Tensor
 
     def __init__(self, config: TopKConfig, experts: Sequence[str], units: int, width: int) -> None:
         super().__init__(config, experts, units, width)
-        self.config = config
         self.register_buffer("bias", torch.zeros(units))
         self.register_buffer("load", torch.zeros(units), persistent=False)
 
@@ -53,6 +50,7 @@ class TopKRouter(LearnedRouter):
         return weights / weights.sum(-1, keepdim=True), {}
 
     def after_step(self) -> None:
+        super().after_step()
         self.bias += self.config.bias_rate * torch.sign(self.load.mean() - self.load)
         self.load.zero_()
 
@@ -66,9 +64,7 @@ class TsallisRouter(LearnedRouter):
     there, padding does not count in the entropy loss.
     """
 
-    def __init__(self, config: TsallisConfig, experts: Sequence[str], units: int, width: int) -> None:
-        super().__init__(config, experts, units, width)
-        self.config = config
+    config: TsallisConfig
 
     def weigh(self, logits: Tensor, x: Tensor, context: RoutingContext) -> tuple[Tensor, Mapping[str, Tensor]]:
         config = self.config

@@ -78,6 +78,8 @@ class SparsegenRouter(LearnedRouter):
     sparsity losses too: there the z-loss is what brings the logits back together.
     """
 
+    config: SparsegenConfig
+
     def __init__(
         self,
         config: SparsegenConfig,
@@ -87,7 +89,6 @@ class SparsegenRouter(LearnedRouter):
         network: SparsityNetwork | None = None,
     ) -> None:
         super().__init__(config, experts, units, width)
-        self.config = config
         self.network = network
 
     def weigh(self, logits: Tensor, x: Tensor, context: RoutingContext) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -216,10 +216,7 @@ def _notes(study: StudyFolder, decision: Decision) -> list[Note]:
         ),
         Note(
             "Interval",
-            [
-                f"{method.interval}, over {method.over}. Collections are fixed: "
-                "nothing is claimed about others."
-            ],
+            [f"{method.interval}, over {method.over}. Collections are fixed: nothing is claimed about others."],
         ),
         Note("Test", [f"{method.test}. Families of comparisons that are corrected together: {families}."]),
         Note("Exposure", [exposure], warning=decision.budget == "total"),
