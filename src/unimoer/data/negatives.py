@@ -36,7 +36,8 @@ def mine(
 
     A document is never a negative of a query that any split judges it relevant for, nor when its content equals that of
     such a document or it is of the same family. A positive that a run does not list is taken to score as its last
-    document does, which bounds it from above; BM25 scores it exactly. Any engine's ranking is such a run: `read_trec` reads one.
+    document does, which bounds it from above; BM25 scores it exactly. Any engine's ranking is such a run: `read_trec`
+    reads one.
     """
     mined: Negatives = {}
     for batch in _batches(dataset, split, (), lambda: scorer, config or NegativesConfig()):

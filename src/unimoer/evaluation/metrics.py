@@ -176,8 +176,3 @@ def _finite(query: str, documents: Mapping[str, float]) -> dict[str, float]:
         if not math.isfinite(score):
             raise ValueError(f"query {query!r}, document {document!r}: the score is {score}")
     return scores
-
-
-def drop_identical(run: Run) -> dict[str, dict[str, float]]:
-    """A ranking without the document that has the query's own id: ArguAna and Quora hold every query as a document."""
-    return {query: {key: score for key, score in scores.items() if key != query} for query, scores in run.items()}

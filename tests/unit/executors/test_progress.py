@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from unimoer.executors import progress as module
 
+from unimoer.executors import progress as module
 from unimoer.executors.progress import PRIOR, Clock, Progress, duration
 
 
