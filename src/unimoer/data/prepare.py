@@ -84,9 +84,11 @@ def training_examples(domains: Mapping[str, PreparedDomain]) -> dict[str, tuple[
 
 
 def left_out(domains: Mapping[str, PreparedDomain]) -> list[str]:
-    """One line for each split with queries that have no relevant document: there is nothing to learn or measure."""
+    """One line for each split with queries that have no relevant document, for there is nothing to learn or measure,
+    and the warnings of each data set."""
     lines = []
     for name, domain in domains.items():
+        lines += [f"{name}: {warning}" for warning in domain.dataset.warnings]
         splits = [domain.config.train_split] * domain.config.train + [domain.config.test_split] * domain.config.evaluate
         for split in dict.fromkeys(splits):
             count = domain.without_positive.get(split, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from unimoer.config import DataConfig
 from unimoer.data import write_beir
-from unimoer.data.prepare import PreparedDomain, prepare, training_examples
+from unimoer.data.prepare import PreparedDomain, left_out, prepare, training_examples
 from unimoer.errors import UserError
 from unimoer.types import Document, RetrievalDataset
 
@@ -81,3 +82,15 @@ def test_a_split_that_is_missing_or_empty_is_named(data: dict[str, Path], tmp_pa
     write_beir(RetrievalDataset("own", corpus, {"q": "kettle"}, qrels), tmp_path / "own")
     with pytest.raises(UserError, match=r"data\.domains\.kitchen: split 'test' of .* has no query with a positive"):
         prepared({"kitchen": tmp_path / "own"})
+
+
+def test_what_reading_left_out_is_told(data: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "kitchen"
+    shutil.copytree(data["kitchen"], folder)
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("q2\tnowhere\t1\nq2\tnowhere\t1\n")
+    domain = prepared({"kitchen": folder}, train_queries=10, documents=15)
+    assert left_out({"kitchen": domain}) == [
+        f"kitchen: {folder}/qrels/test.tsv:17: document 'nowhere' is judged but is not in the corpus "
+        "(left out; 2 such judgements)"
+    ]
