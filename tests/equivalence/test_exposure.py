@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from unimoer.experiments.run import build_samplers
 
 import tiny
 from unimoer.config import BUILTIN, StudyConfig

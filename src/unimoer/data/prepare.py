@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from unimoer.config import DataConfig, DomainConfig
 from unimoer.data.formats import judged, load_dataset
+from unimoer.data.held_out import held_out, training_corpus
 from unimoer.data.negatives import judged_negatives, mine_cached
 from unimoer.data.subset import subset
-from unimoer.errors import UserError
+from unimoer.errors import UserError, did_you_mean
 from unimoer.types import Example, RetrievalDataset
 
 
@@ -36,11 +37,18 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
         UserError: the source is wrong, or the split has no judged query.
     """
     full = load_dataset(config.source)
-    dataset = subset(full, queries={config.split: config.queries}, documents=config.documents, seed=data.sample_seed)
-    if not judged(dataset, config.split):
+    if not judged(full, config.split):
+        if config.split not in full.qrels:
+            raise UserError(
+                f"data.domains.{name}: {config.source} has no split '{config.split}'"
+                f"{did_you_mean(config.split, full.qrels)}"
+            )
         raise UserError(f"data.domains.{name}: split '{config.split}' of {config.source} has no query with a positive")
+    shown = training_corpus(full, config.split)
+    dataset = subset(shown, queries={config.split: config.queries}, documents=config.documents, seed=data.sample_seed)
     left_out = len(full.split(config.split)) - len(judged(full, config.split))
-    return TrainingDomain(name, config, dataset, _examples(name, dataset, config, data), left_out)
+    hidden = held_out(full, config.split).held_out
+    return TrainingDomain(name, config, dataset, _examples(name, dataset, config, data), left_out, hidden)
 
 
 def prepare(data: DataConfig) -> dict[str, TrainingDomain]:

@@ -142,10 +142,13 @@ def workload(specs: Sequence[RunSpec]) -> dict[str, int]:
 
 
 def _left_out(config: StudyConfig) -> list[str]:
-    """One line for each domain with queries that have no relevant document: there is nothing to learn from them."""
-    return [
-        f"{name}: queries of split '{domain.config.split}' without a relevant document, left out: "
-        f"{domain.without_positive:,}"
-        for name, domain in training_data(config.data).items()
-        if domain.without_positive
-    ]
+    """What reading the training data left out, one line each."""
+    lines = []
+    for name, domain in training_data(config.data).items():
+        lines += [f"{name}: {warning}" for warning in domain.dataset.warnings]
+        if domain.without_positive:
+            lines.append(
+                f"{name}: queries of split '{domain.config.split}' without a relevant document, left out: "
+                f"{domain.without_positive:,}"
+            )
+    return lines

@@ -73,7 +73,7 @@ def test_info_of_something_that_is_no_run(refused: Callable[..., str], tmp_path:
         ("corpus.jsonl", '{"_id": "d3", "text": "again"}', "corpus.jsonl:31: duplicate document id 'd3'"),
         ("queries.jsonl", '{"_id": "q3", "text": "again"}', "queries.jsonl:76: duplicate query id 'q3'"),
         ("queries.jsonl", '{"_id": "q99", "text": 5}', "queries.jsonl:76: field 'text' must be a string"),
-        ("qrels/test.tsv", "q2\tnowhere\t1", "test.tsv:17: document 'nowhere' is judged but is not in the corpus"),
+        ("qrels/test.tsv", "q2\td1", "test.tsv:17: has 2 fields; 3 are needed"),
         ("qrels/train.tsv", "q2\td1\tgood", "train.tsv:62: the grade must be a whole number"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From a configuration to examples, test queries and candidate lists."""
+"""From a configuration to training examples: their negatives, their samples, and what they may not show."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from unimoer.config import DataConfig
 from unimoer.data import write_beir
-from unimoer.data.prepare import PreparedDomain, prepare, training_examples
+from unimoer.data.prepare import TrainingDomain, prepare
 from unimoer.errors import UserError
 from unimoer.types import Document, RetrievalDataset
 
 
-def prepared(data: dict[str, Path], negatives: dict[str, Any] | None = None, **changes: Any) -> PreparedDomain:
+def prepared(data: dict[str, Path], negatives: dict[str, Any] | None = None, **changes: Any) -> TrainingDomain:
     domain = {"source": str(data["kitchen"])} | changes
     config = DataConfig.model_validate({"domains": {"kitchen": domain}, "negatives": negatives or {}})
-    return prepare(config, depth=5)["kitchen"]
+    return prepare(config)["kitchen"]
 
 
 def test_examples_have_positives_and_negatives_that_look_alike(data: dict[str, Path]) -> None:
@@ -33,51 +33,50 @@ def test_examples_have_positives_and_negatives_that_look_alike(data: dict[str, P
         assert title & set(domain.dataset.corpus[example.negative_ids[0]].title.split())
 
 
-def test_candidates_are_the_best_of_bm25_for_every_test_query(data: dict[str, Path]) -> None:
-    domain = prepared(data)
-    assert domain.candidates.keys() == domain.test.keys() == domain.dataset.qrels["test"].keys()
-    for scores in domain.candidates.values():
-        assert list(scores.values()) == sorted(scores.values(), reverse=True)
-        assert scores.keys() <= domain.dataset.corpus.keys()
-
-
-def test_samples_are_the_same_every_time_and_test_documents_stay(data: dict[str, Path]) -> None:
-    first, second = (prepared(data, train_queries=10, test_queries=3, documents=15) for _ in range(2))
-    assert (len(first.examples), len(first.test), len(first.dataset.corpus)) == (10, 3, 15)
+def test_samples_are_the_same_every_time(data: dict[str, Path]) -> None:
+    first, second = (prepared(data, queries=10, documents=15) for _ in range(2))
+    assert (len(first.examples), len(first.dataset.corpus)) == (10, 15)
     assert first.examples == second.examples
     assert first.dataset.fingerprint == second.dataset.fingerprint
-    for grades in (*first.test.values(), *first.dataset.qrels["train"].values()):
+    assert first.dataset.qrels.keys() == {"train"}
+    for grades in first.dataset.qrels["train"].values():
         assert grades.keys() <= first.dataset.corpus.keys()
 
 
-def test_a_domain_can_be_for_training_or_evaluation_alone(data: dict[str, Path]) -> None:
-    only_test = prepared(data, train=False)
-    assert only_test.examples == ()
-    assert only_test.test
-    assert "train" not in only_test.dataset.qrels
-    only_train = prepared(data, evaluate=False)
-    assert only_train.examples
-    assert (only_train.test, only_train.candidates) == ({}, {})
-    assert training_examples({"a": only_test, "b": only_train}).keys() == {"b"}
+def own(folder: Path, qrels: dict[str, Any]) -> dict[str, Path]:
+    corpus = {f"d{number}": Document(f"red kettle number {number}") for number in range(6)}
+    queries = {query: f"red kettle {query}" for grades in qrels.values() for query in grades}
+    write_beir(RetrievalDataset("own", corpus, queries, qrels), folder / "own")
+    return {"kitchen": folder / "own"}
+
+
+def test_what_only_a_test_asks_for_is_never_shown(tmp_path: Path) -> None:
+    """Neither mined nor drawn at random: it is not in the corpus that training reads."""
+    domain = prepared(
+        own(tmp_path, {"train": {"q": {"d0": 1}}, "dev": {"v": {"d2": 1}}, "test": {"t": {"d1": 1, "d0": 1, "d3": 0}}})
+    )
+    assert domain.dataset.corpus.keys() == {"d0", "d3", "d4", "d5"}
+    [example] = domain.examples
+    assert set(example.negative_ids) == {"d3", "d4", "d5"}
+    assert domain.held_out == 2
 
 
 def test_negatives_that_the_data_brings_come_before_mined_ones(tmp_path: Path) -> None:
-    corpus = {f"d{number}": Document(f"red kettle number {number}") for number in range(6)}
-    qrels = {"train": {"q": {"d0": 1, "d5": 0, "d4": -1}}, "test": {"q": {"d1": 1}}}
-    write_beir(RetrievalDataset("own", corpus, {"q": "red kettle"}, qrels), tmp_path / "own")
-    [example] = prepared({"kitchen": tmp_path / "own"}).examples
+    data = own(tmp_path, {"train": {"q": {"d0": 1, "d5": 0, "d4": -1}}, "test": {"t": {"d1": 1}}})
+    [example] = prepared(data).examples
     assert example.negative_ids[:2] == ("d5", "d4")
-    # d1 is relevant by the test split: mining knows better than to call it a negative.
     assert set(example.negative_ids[2:]) == {"d2", "d3"}
-    [unmined] = prepared({"kitchen": tmp_path / "own"}, mine_negatives=False).examples
+    [unmined] = prepared(data, mine_negatives=False).examples
     assert unmined.negative_ids == ("d5", "d4")
 
 
 def test_a_split_that_is_missing_or_empty_is_named(data: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no split 'tset'; did you mean 'test'"):
-        prepared(data, test_split="tset")
-    corpus = {"d0": Document("a kettle"), "d1": Document("a bowl")}
-    qrels = {"train": {"q": {"d0": 1}}, "test": {"q": {"d1": 0}}}
-    write_beir(RetrievalDataset("own", corpus, {"q": "kettle"}, qrels), tmp_path / "own")
-    with pytest.raises(UserError, match=r"data\.domains\.kitchen: split 'test' of .* has no query with a positive"):
-        prepared({"kitchen": tmp_path / "own"})
+    with pytest.raises(UserError, match=r"data\.domains\.kitchen: .* has no split 'trian'; did you mean 'train'"):
+        prepared(data, split="trian")
+    with pytest.raises(UserError, match=r"data\.domains\.kitchen: split 'train' of .* has no query with a positive"):
+        prepared(own(tmp_path, {"train": {"q": {"d0": 0}}, "test": {"t": {"d1": 1}}}))
+
+
+def test_queries_without_a_positive_are_counted(tmp_path: Path) -> None:
+    domain = prepared(own(tmp_path, {"train": {"q": {"d0": 1}, "p": {"d1": 0}}}))
+    assert (len(domain.examples), domain.without_positive) == (1, 1)
