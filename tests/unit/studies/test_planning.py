@@ -64,7 +64,8 @@ def test_only_a_head_that_starts_at_random_needs_an_untrained_run_for_each_seed(
 
 def test_a_specification_travels(experiment: Make) -> None:
     """It is plain data: pickled, or as JSON, it is the same run."""
-    for run in planned(experiment(arms=["emb_only", "rank_only", "joint_single", "joint_moe"])).runs:
+    arms = ["emb_only", "rank_only", "joint_single", "joint_moe"]
+    for run in planned(experiment(arms=arms, model__adapter={"rank": 12})).runs:
         assert pickle.loads(pickle.dumps(run)) == run  # noqa: S301
         assert RunSpec.model_validate_json(run.model_dump_json()) == run
 
