@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -127,6 +130,40 @@ def test_a_killed_encoding_goes_on_where_it_was(base: Path, tmp_path: Path, monk
     path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match="another model, corpus"):
         encode_to(path, model, TEXTS, tokenise, identity="x")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import tiny
+from unimoer.model import inference
+inference.WINDOW = 10
+model, windows = tiny.build(Path({base!r}), noise=0.1), []
+def tokenise(texts):
+    windows.append(texts)
+    if len(windows) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return model.prompter.documents(texts)
+inference.encode_to(Path({path!r}), model, {texts!r}, tokenise, identity="x")
+"""
+
+
+def test_sigkill_loses_one_window(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "WINDOW", 10)
+    path = tmp_path / "vectors.npy"
+    code = KILLED.format(tests=str(Path(tiny.__file__).parent), base=str(base), path=str(path), texts=TEXTS)
+    done = subprocess.run([sys.executable, "-c", code], env=tiny.environment(tmp_path), check=False)
+    assert done.returncode == -signal.SIGKILL
+    model, read = tiny.build(base, noise=0.1), []
+
+    def tokenise(texts: Sequence[str]) -> list[list[int]]:
+        read.extend(texts)
+        return model.prompter.documents(texts)
+
+    found = encode_to(path, model, TEXTS, tokenise, identity="x")
+    assert read == TEXTS[20:]
+    assert np.allclose(found, encode(model, model.prompter.documents(TEXTS)), atol=1e-5)
 
 
 def test_the_identity_is_of_every_weight_and_part(base: Path) -> None:
