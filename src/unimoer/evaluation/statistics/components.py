@@ -53,26 +53,22 @@ class Components:
     def of(cls, terms: Mapping[str, Array]) -> Components:
         """Of values `[seeds, queries]` by data set, whose means sum up to the estimate."""
         names = sorted(terms)
-        seeds = terms[names[0]].shape[0]
-        rows = np.sum([terms[name].mean(axis=1) for name in names], axis=0)
-        between, residual = [], []
-        for name in names:
-            values = terms[name]
-            size = values.shape[1]
-            by_query = values.mean(axis=0)
-            error = 0.0
-            if seeds > 1 and size > 1:
-                left = values - by_query - values.mean(axis=1, keepdims=True) + values.mean()
-                error = float((left**2).sum()) / ((seeds - 1) * (size - 1))
-            residual.append(error)
-            between.append(float(by_query.var(ddof=1)) - error / seeds if size > 1 else math.inf)
-        return cls(
-            float(rows.var(ddof=1)) if seeds > 1 else 0.0,
-            np.array(between),
-            np.array(residual),
-            seeds,
-            np.array([terms[name].shape[1] for name in names], np.float64),
-        )
+        values = np.concatenate([terms[name] for name in names], axis=1)  # [S, all queries]
+        sizes = np.array([terms[name].shape[1] for name in names])
+        starts = np.cumsum(sizes) - sizes
+        seeds = values.shape[0]
+        by_query = values.mean(axis=0)
+        by_row = np.add.reduceat(values, starts, axis=1) / sizes  # [S, data sets]
+        means = by_row.mean(axis=0)
+        squares = np.add.reduceat((by_query - np.repeat(means, sizes)) ** 2, starts)
+        between = np.where(sizes > 1, squares / np.maximum(sizes - 1, 1), np.inf)
+        if seeds == 1:
+            return cls(0.0, between, np.zeros(len(sizes)), 1, sizes.astype(np.float64))
+        left = values - by_query - np.repeat(by_row - means, sizes, axis=1)
+        # For a single query this is 0 / 1: what it does to one query cannot be told from what the seed does to all.
+        error = np.add.reduceat((left**2).sum(axis=0), starts) / ((seeds - 1) * np.maximum(sizes - 1, 1))
+        total = float(by_row.sum(axis=1).var(ddof=1))
+        return cls(total, between - error / seeds, error, seeds, sizes.astype(np.float64))
 
     @property
     def seed(self) -> float:

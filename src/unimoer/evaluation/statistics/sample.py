@@ -157,9 +157,9 @@ class Ratio(Sample):
         return self.scale * self.numerator.mean / reference if reference > 0.0 else math.nan
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """All ratios r for which "numerator - r denominator has expectation 0" is not rejected (Fieller).
+        """All ratios r for which "numerator - r denominator has expectation 0" is not rejected, gaps filled (Fieller).
 
-        So it excludes 0 exactly where `p_value` is below 1 - confidence, and it is right for denominators close to
+        So it excludes 0 only where `p_value` is below 1 - confidence, and it is right for denominators close to
         0, where an interval of the ratio itself goes wrong: infinite where the denominator is not told from 0.
         """
         return fieller(self, 1.0 - confidence)
@@ -196,12 +196,16 @@ def fieller(ratio: Ratio, alpha: float) -> Interval:
 
 
 def _end(rejected: Callable[[float], float], estimate: float, step: float) -> float:
-    """Where values from the estimate outwards are first rejected."""
-    inside, outside = estimate, estimate + step
-    # A denominator that is told from 0 bounds the ratio, so that this ends.
-    while rejected(outside) <= 0.0:
-        inside, outside = outside, outside + 0.5 * (outside - estimate)
-    return float(optimize.brentq(rejected, inside, outside, xtol=1e-10 * abs(step)))
+    """Beyond which all values are rejected, from the estimate outwards.
+
+    Not where values are *first* rejected: with three seeds the noise of numerator - r denominator may all but vanish at
+    some r beyond which values are accepted again.
+    """
+    values = [estimate, *(estimate + step * 2.0**power for power in range(-1, 26))]
+    last = max(position for position, value in enumerate(values) if position == 0 or rejected(value) <= 0.0)
+    if last == len(values) - 1:
+        return math.copysign(math.inf, step)
+    return float(optimize.brentq(rejected, values[last], values[last + 1], xtol=1e-10 * abs(step)))
 
 
 def _quadratic(numerator: Sample, denominator: Sample) -> Callable[[float], Components]:
