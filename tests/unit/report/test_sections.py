@@ -112,7 +112,7 @@ def test_arms_against_the_shared_lora_and_their_own_start(studies: Get) -> None:
     found = section(studies("routing"), "arms")
     embedding = table(found, "arms_embedding")
     assert column(embedding, "To start")["moe"] == "+0.018 [0.006, 0.030]"
-    assert column(embedding, "To start")["hard_switch"] == ""
+    assert column(embedding, "To start")["hard_switch"] == "–"
     assert column(embedding, "MDE")["moe"] == "0.014" and column(embedding, "Difference")["One shared LoRA"] == ""
     assert column(embedding, "Recovery")["hard_switch"].startswith("+83% [")
     assert column(table(found, "costs"), "Query, ms")["moe"] == "12.3"
