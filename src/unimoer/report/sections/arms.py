@@ -74,7 +74,7 @@ def _lead(study: StudyFolder, ranking: Ranking) -> str:
     if not ranking.order:
         return "The arms are not ranked."
     best, others = ranking.order[0], len(ranking.order) - 1
-    sentences = [f"{study.label(best)} comes first of {text.plural(others + 1, 'arm')}."]
+    sentences = [f"{study.label(best)} comes first of {text.plural(others + 1, 'arm')} by mean TIR."]
     if ranking.lead is not None:
         sentences.append(_ahead(study, ranking.lead))
     if ranking.not_told_apart:
@@ -98,9 +98,14 @@ def _lead(study: StudyFolder, ranking: Ranking) -> str:
 
 
 def _ahead(study: StudyFolder, lead: Lead) -> str:
-    bounds = text.interval(lead.ci95, 1)
-    size = f"ahead by {text.decimal(lead.mean, 1)} points of mean TIR" + (f", 95% interval {bounds}" if bounds else "")
-    return f"{study.label(lead.arm)} against {study.label(lead.rival)}: {size}."
+    """The one ahead is named first, so that its lead is a positive number."""
+    (first, second), size, (low, high) = (lead.arm, lead.rival), lead.mean, lead.ci95
+    if size is not None and size < 0:
+        first, second, size = second, first, -size
+        low, high = None if high is None else -high, None if low is None else -low
+    bounds = text.interval((low, high), 1)
+    interval = f", 95% interval {bounds}" if bounds else ""
+    return f"{study.label(first)} is ahead of {study.label(second)} by {text.decimal(size, 1)} points{interval}."
 
 
 def _task(study: StudyFolder, recovery: Recovery, task: Task) -> str:
@@ -167,7 +172,9 @@ def _overview(study: StudyFolder, recovery: Recovery) -> Table:
 
 def _task_table(study: StudyFolder, recovery: Recovery, task: Task) -> Table:
     found = recovery.tasks[task]
-    reasons = {cell.recovery.reason for cell in found.arms.values() if cell.recovery.reason}
+    reasons = {
+        cell.recovery.reason for arm, cell in found.arms.items() if cell.recovery.reason and arm != recovery.baseline
+    }
     families = text.listed([f"{number} {name}" for name, number in recovery.families.items()]) or "none"
     return Table.of(
         f"arms_{task}",
@@ -277,5 +284,5 @@ def _draw(study: StudyFolder, recovery: Recovery) -> Figure:
         axes.set_xlim(*limits)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.set_xlabel(f"Δ {study.metric_label}   (better →)", fontsize=7)
-    draw.legend(figure, {**handles, **draw.signs(shaded)}, columns=4)
+    draw.legend(figure, {**handles, **draw.signs(shaded)}, columns=3)
     return figure

@@ -105,10 +105,14 @@ def _table(study: StudyFolder, arms: Sequence[str]) -> Table:
         bits = [router.mutual_information for router in found.routers if router.mutual_information is not None]
         return f"{min(bits):.2f} to {max(bits):.2f}" if bits else text.MISSING
 
-    def over_layers(field: Callable[[TaskRouting], float | None], task: Task) -> Callable[[Row], str]:
-        return lambda row: text.decimal(
-            _mean([field(router.tasks[task]) for router in row[1].routers if task in router.tasks]), 2
-        )
+    def over_layers(field: Callable[[TaskRouting], float | None]) -> Callable[[Row], str]:
+        def both(row: Row) -> str:
+            by_task = [
+                [field(router.tasks[task]) for router in row[1].routers if task in router.tasks] for task in Task
+            ]
+            return " / ".join(text.decimal(_mean(values), 2) for values in by_task)
+
+        return both
 
     return Table.of(
         "routing",
@@ -122,14 +126,15 @@ def _table(study: StudyFolder, arms: Sequence[str]) -> Table:
             ("by layer", lambda row: layers(row[1])),
             ("at start", lambda row: text.decimal(row[1].at_start, 2)),
             ("noise", lambda row: text.decimal(row[1].within_task, 2)),
-            *((f"Entropy, {task[:3]}.", over_layers(lambda found: found.entropy, task)) for task in Task),
-            *((f"Active, {task[:3]}.", over_layers(lambda found: found.active_experts, task)) for task in Task),
-            *((f"Alone, {task[:3]}.", over_layers(lambda found: found.one_expert_share, task)) for task in Task),
+            ("Entropy", over_layers(lambda found: found.entropy)),
+            ("Active", over_layers(lambda found: found.active_experts)),
+            ("Alone", over_layers(lambda found: found.one_expert_share)),
         ],
         text_columns=2,
         notes="Last quarter of training, mean over layers and seeds. Units: experts, or ranks where ranks are routed. "
         "At start: of the first batches. Noise: of two halves of one task's batches. Entropy: 1 where all units weigh "
-        "alike. Active: units of weight above 0. Alone: share of decisions with a single active unit.",
+        "alike. Active: units of weight above 0. Alone: share of decisions with a single active unit; each of them for "
+        "embedding / reranking.",
     )
 
 
@@ -213,8 +218,8 @@ def _places(routers: Sequence[RouterSummary]) -> list[Placed]:
 
 def _bars(axes: Axes, task: Task, placed: Sequence[Placed], colours: dict[str, str]) -> None:
     for left, width, router in placed:
-        found: TaskRouting | None = router.tasks.get(task)
-        weights = dict(zip(router.experts, found.weights, strict=True)) if found else {}
+        found = router.tasks.get(task)
+        weights = dict(zip(router.experts, found.weights, strict=True)) if found and found.weights else {}
         total, bottom = sum(weights.values()), 0.0
         for expert, colour in colours.items():
             share = weights.get(expert, 0.0) / total if total > 0 else 0.0

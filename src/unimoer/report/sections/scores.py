@@ -24,7 +24,7 @@ def build(study: StudyFolder) -> Section | None:
     scores = study.results.scores[first]
     suite = study.results.plan.declared.suites.get(study.results.suite)
     candidates = (
-        f" Every system reorders the same {suite.depth} candidates of a query, from {suite.first_stage}."
+        f" In reranking every system orders the same {suite.depth} candidates of a query, from {suite.first_stage}."
         if suite
         else ""
     )
