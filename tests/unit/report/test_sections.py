@@ -76,6 +76,17 @@ def test_a_system_missing_on_a_collection_leaves_a_dash(studies: Get) -> None:
     assert column(table(section(changed, "scores"), "scores_embedding"), "hpo")["One shared LoRA"] == "–"
 
 
+def test_a_freely_named_variant_still_names_a_file(studies: Get) -> None:
+    study = studies("grid")
+    scores = study.results.scores
+    renamed = study.results.model_copy(
+        update={"scores": {"a": scores["rank4-experts2"], "b/c: d": scores["rank8-experts2"]}}
+    )
+    found = section(StudyFolder(study.folder, renamed), "scores")
+    assert found.folded[0].name == "scores_b-c-d_embedding" and found.folded[0].caption.endswith(", b/c: d")
+    assert found.tables[0].name == "scores_embedding" and found.tables[0].caption.endswith(", a")
+
+
 def test_other_suites_and_data(studies: Get) -> None:
     study = studies("inconclusive")
     others = section(study, "other_suites")
