@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from unimoer.schema import Cell
+from unimoer.report.table import Number
 from unimoer.types import Task
 
 INK = "#1b1f24"
@@ -95,7 +95,7 @@ def row_panels(rows: Sequence[str], row_height: float, margin: float) -> tuple[F
     return figure, panels
 
 
-def span(cells: Iterable[Cell | None], *include: float, medians: float = 4.0) -> tuple[float, float]:
+def span(cells: Iterable[Number | None], *include: float, medians: float = 4.0) -> tuple[float, float]:
     """Ends of an axis of differences: all intervals and 0; nothing beyond so many medians may flatten the others."""
     ends = np.array([end for cell in cells if cell for end in (*cell.ci95, cell.mean) if end is not None] or [0.0])
     reach = max(medians * float(np.median(np.abs(ends))), 1e-3, *(1.5 * abs(value) for value in include))
@@ -108,7 +108,7 @@ def span(cells: Iterable[Cell | None], *include: float, medians: float = 4.0) ->
 def whisker(
     axes: Axes,
     row: float,
-    cell: Cell,
+    cell: Number,
     limits: tuple[float, float],
     colour: str = INK,
     marker: str = "o",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from unimoer.report import text
-from unimoer.schema import Cell as Number
+from unimoer.schema import Interval
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -24,6 +25,18 @@ _LATEX = {
     "Δ": r"$\Delta$",
     "–": "--",
 }
+
+
+Item = TypeVar("Item")
+
+
+class Number(Protocol):
+    """A cell of the schema, or anything else with a mean and an interval."""
+
+    @property
+    def mean(self) -> float | None: ...
+    @property
+    def ci95(self) -> Interval: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ def scored(number: Number | None, signed: bool = False) -> Cell:
 
 def percentage(number: Number | None, decimals: int = 1) -> Cell:
     """A ratio in percent with its interval."""
-    if number is None:
+    if number is None or number.mean is None:
         return Cell(text.MISSING)
     return Cell(text.percent(number.mean, True, decimals), text.interval(number.ci95, decimals))
 
@@ -62,6 +75,24 @@ class Table:
     """How many of the first columns hold words and align left; the others are numbers."""
     rules: frozenset[int] = frozenset()
     notes: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        caption: str,
+        items: Iterable[Item],
+        columns: Sequence[tuple[str, Callable[[Item], Cell | str]]],
+        **options: Any,
+    ) -> Table:
+        """A row for each item; columns of numbers that no item has are left out."""
+        rows = [[show(item) for _, show in columns] for item in items]
+        words = options.get("text_columns", 1)
+        kept = [
+            i for i in range(len(columns)) if i < words or any(str(row[i]) not in ("", text.MISSING) for row in rows)
+        ]
+        labels = [columns[index][0] for index in kept]
+        return cls(name, caption, labels, [[row[index] for index in kept] for row in rows], **options)
 
     @property
     def cells(self) -> list[list[Cell]]:

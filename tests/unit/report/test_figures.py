@@ -36,6 +36,7 @@ def drawing(study: StudyFolder, section: str) -> Drawing:
 def drawn(study: StudyFolder, section: str) -> Figure:
     with matplotlib.rc_context(draw.STYLE):
         figure = drawing(study, section).draw()
+        figure.set_dpi(200)  # of the files: letters are wider there than in proportion
         FigureCanvasAgg(figure).draw()
     return figure
 

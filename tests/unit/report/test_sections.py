@@ -76,6 +76,17 @@ def test_a_system_missing_on_a_collection_leaves_a_dash(studies: Get) -> None:
     assert column(table(section(changed, "scores"), "scores_embedding"), "hpo")["One shared LoRA"] == "–"
 
 
+def test_a_freely_named_variant_still_names_a_file(studies: Get) -> None:
+    study = studies("grid")
+    scores = study.results.scores
+    renamed = study.results.model_copy(
+        update={"scores": {"a": scores["rank4-experts2"], "b/c: d": scores["rank8-experts2"]}}
+    )
+    found = section(StudyFolder(study.folder, renamed), "scores")
+    assert found.folded[0].name == "scores_b-c-d_embedding" and found.folded[0].caption.endswith(", b/c: d")
+    assert found.tables[0].name == "scores_embedding" and found.tables[0].caption.endswith(", a")
+
+
 def test_other_suites_and_data(studies: Get) -> None:
     study = studies("inconclusive")
     others = section(study, "other_suites")
@@ -112,12 +123,16 @@ def test_arms_against_the_shared_lora_and_their_own_start(studies: Get) -> None:
     found = section(studies("routing"), "arms")
     embedding = table(found, "arms_embedding")
     assert column(embedding, "To start")["moe"] == "+0.018 [0.006, 0.030]"
-    assert column(embedding, "To start")["hard_switch"] == ""
+    assert column(embedding, "To start")["hard_switch"] == "–"
     assert column(embedding, "MDE")["moe"] == "0.014" and column(embedding, "Difference")["One shared LoRA"] == ""
     assert column(embedding, "Recovery")["hard_switch"].startswith("+83% [")
     assert column(table(found, "costs"), "Query, ms")["moe"] == "12.3"
     lead = found.paragraphs[0]
-    assert "hard_switch comes first of 6 arms" in lead and "cannot tell it from moe; the others lie behind" in lead
+    assert (
+        "hard_switch comes first of 6 arms by mean TIR. hard_switch is ahead of One shared LoRA by 3.5 points" in lead
+    )
+    assert "hard_switch is ahead of moe by 1.0 points, 95% interval [−1.1, 3.0]. That does not settle" in lead
+    assert "hard_switch comes first" in lead and "cannot tell it from moe; the others lie behind" in lead
     assert "does not settle whether learning to route helps" in lead
     assert "Holm-corrected p below 0.05: hard_switch" in found.paragraphs[1]
 

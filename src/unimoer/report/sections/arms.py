@@ -14,10 +14,10 @@ from unimoer.report import draw, text
 from unimoer.report.section import Drawing, Section
 from unimoer.report.study import StudyFolder
 from unimoer.report.table import Cell, Table, percentage, scored
-from unimoer.schema import Cell as Number
 from unimoer.schema.decision import Lead
 from unimoer.schema.plan import ArmPlan
-from unimoer.schema.results import ArmCosts, Ranking, Recovered, Recovery
+from unimoer.schema.results import Ranking, Recovery
+from unimoer.schema.run import ServingCosts
 from unimoer.types import Schedule, Task
 
 _GRADIENTS = {"pcgrad": "PCGrad", "cagrad": "CAGrad", "gradnorm": "GradNorm", "famo": "FAMO"}
@@ -29,7 +29,7 @@ def build(study: StudyFolder) -> Section | None:
     recovery = study.results.recovery
     if recovery is None:
         return None
-    overview, lead = _overview(study, recovery), _lead(study, recovery.ranking, "points of mean TIR")
+    lead = _lead(study, recovery.ranking)
     return Section(
         "Arms for both tasks",
         paragraphs=[lead, *(_task(study, recovery, task) for task in recovery.tasks), *_reserves(study)],
@@ -45,7 +45,7 @@ def build(study: StudyFolder) -> Section | None:
             )
         ],
         tables=[
-            overview,
+            _overview(study, recovery),
             *(_task_table(study, recovery, task) for task in recovery.tasks),
             _costs_table(study, recovery),
         ],
@@ -69,14 +69,14 @@ def describe(plan: ArmPlan, learned: bool) -> str:
     return ", ".join(parts)
 
 
-def _lead(study: StudyFolder, ranking: Ranking, unit: str) -> str:
+def _lead(study: StudyFolder, ranking: Ranking) -> str:
     """Who is first, and what cannot be told from it."""
     if not ranking.order:
         return "The arms are not ranked."
     best, others = ranking.order[0], len(ranking.order) - 1
-    sentences = [f"{study.label(best)} comes first of {text.plural(others + 1, 'arm')}."]
+    sentences = [f"{study.label(best)} comes first of {text.plural(others + 1, 'arm')} by mean TIR."]
     if ranking.lead is not None:
-        sentences.append(_ahead(study, ranking.lead, unit))
+        sentences.append(_ahead(study, ranking.lead))
     if ranking.not_told_apart:
         tied = len(ranking.not_told_apart)
         names = text.listed([study.label(arm) for arm in ranking.not_told_apart])
@@ -91,16 +91,21 @@ def _lead(study: StudyFolder, ranking: Ranking, unit: str) -> str:
     if ranking.learned is not None:
         low, high = ranking.learned.ci95
         settled = low is not None and high is not None and (low > 0 or high < 0)
-        sentences.append(f"Best learned router and best arm without one: {_ahead(study, ranking.learned, unit)}")
+        sentences.append(f"Best learned router and best arm without one: {_ahead(study, ranking.learned)}")
         if not settled:
             sentences.append("That does not settle whether learning to route helps.")
     return " ".join(sentences)
 
 
-def _ahead(study: StudyFolder, lead: Lead, unit: str) -> str:
-    bounds = text.interval(lead.ci95, 1)
-    size = f"ahead by {text.decimal(lead.mean, 1)} {unit}" + (f", 95% interval {bounds}" if bounds else "")
-    return f"{study.label(lead.arm)} against {study.label(lead.rival)}: {size}."
+def _ahead(study: StudyFolder, lead: Lead) -> str:
+    """The one ahead is named first, so that its lead is a positive number."""
+    (first, second), size, (low, high) = (lead.arm, lead.rival), lead.mean, lead.ci95
+    if size is not None and size < 0:
+        first, second, size = second, first, -size
+        low, high = None if high is None else -high, None if low is None else -low
+    bounds = text.interval((low, high), 1)
+    interval = f", 95% interval {bounds}" if bounds else ""
+    return f"{study.label(first)} is ahead of {study.label(second)} by {text.decimal(size, 1)} points{interval}."
 
 
 def _task(study: StudyFolder, recovery: Recovery, task: Task) -> str:
@@ -136,36 +141,28 @@ def _reserves(study: StudyFolder) -> list[str]:
 
 
 def _overview(study: StudyFolder, recovery: Recovery) -> Table:
-    rows: list[list[Cell | str]] = []
-    for arm in recovery.ranking.order:
+    def size(arm: str) -> str:
         result = study.results.arms[arm]
-        size, more = result.plan.adapter_parameters + result.plan.router_parameters, result.costs.parameters_to_joint
-        by_task = [recovery.tasks[task].arms.get(arm) for task in recovery.tasks]
-        overall = recovery.arms.get(arm)
-        rows.append(
-            [
-                study.label(arm),
-                describe(result.plan, study.learned(arm)),
-                text.compact(size) + (f" ({text.percent(more, True)})" if more else ""),
-                *(percentage(cell.tir if cell else None) for cell in by_task),
-                percentage(overall.tir if overall else None),
-                percentage(overall.difference if overall and arm != recovery.baseline else None),
-                percentage(overall.to_start if overall else None),
-            ]
-        )
-    return Table(
+        more = result.costs.parameters_to_joint
+        parameters = text.compact(result.plan.adapter_parameters + result.plan.router_parameters)
+        return parameters + (f" ({text.percent(more, True)})" if more else "")
+
+    def lost(task: Task) -> Callable[[str], Cell]:
+        return lambda arm: percentage(found.tir if (found := recovery.tasks[task].arms.get(arm)) else None)
+
+    return Table.of(
         "arms",
         "Arms for both tasks, from best to worst by the mean of their two interference ratios",
+        [arm for arm in recovery.ranking.order if arm in recovery.arms],
         [
-            "Arm",
-            "What it is",
-            "Parameters",
-            *(f"TIR {task}" for task in recovery.tasks),
-            "Mean TIR",
-            "Gained",
-            "To start",
+            ("Arm", study.label),
+            ("What it is", lambda arm: describe(study.results.arms[arm].plan, study.learned(arm))),
+            ("Parameters", size),
+            *((f"TIR {task}", lost(task)) for task in recovery.tasks),
+            ("Mean TIR", lambda arm: percentage(recovery.arms[arm].tir)),
+            ("Gained", lambda arm: percentage(recovery.arms[arm].difference) if arm != recovery.baseline else ""),
+            ("To start", lambda arm: percentage(recovery.arms[arm].to_start)),
         ],
-        rows,
         text_columns=2,
         notes="In percent of the specialists' scores. Gained: how many points less than the shared LoRA the arm loses. "
         "To start: the same against its own routers left untrained. Parameters: of adapter and routers, and how many "
@@ -175,39 +172,24 @@ def _overview(study: StudyFolder, recovery: Recovery) -> Table:
 
 def _task_table(study: StudyFolder, recovery: Recovery, task: Task) -> Table:
     found = recovery.tasks[task]
-    scores = study.results.scores[study.variants[0]][task].macro
-    specialist = study.specialist(task)
-    rows: list[list[Cell | str]] = []
-    if specialist in scores:
-        rows.append(
-            [study.label(specialist), scored(scores[specialist].score), "", scored(found.lost, True), *[""] * 4]
-        )
-    for arm in found.ranking.order:
-        cell = found.arms.get(arm)
-        if cell is None:
-            rows.append([study.label(arm), scored(scores[arm].score) if arm in scores else "", *[""] * 6])
-            continue
-        own = arm != recovery.baseline
-        rows.append(
-            [
-                study.label(arm),
-                scored(cell.score),
-                percentage(cell.tir),
-                scored(cell.difference, True) if own else "",
-                text.score(cell.mde) if own else "",
-                text.p_value(cell.p_holm) if own else "",
-                scored(cell.to_start, True) if cell.to_start else "",
-                _recovered(cell.recovery) if own else "",
-            ]
-        )
-    reasons = {cell.recovery.reason for cell in found.arms.values() if cell.recovery.reason}
+    reasons = {
+        cell.recovery.reason for arm, cell in found.arms.items() if cell.recovery.reason and arm != recovery.baseline
+    }
     families = text.listed([f"{number} {name}" for name, number in recovery.families.items()]) or "none"
-    return Table(
+    return Table.of(
         f"arms_{task}",
-        f"{task.capitalize()}: arms against one shared LoRA",
-        ["Arm", study.metric_label, "TIR", "Difference", "MDE", "p (Holm)", "To start", "Recovery"],
-        rows,
-        rules=frozenset({1}) if specialist in scores else frozenset(),
+        f"{task.capitalize()}: arms against one shared LoRA, over which the specialist leads by {scored(found.lost)}",
+        [(arm, found.arms[arm]) for arm in found.ranking.order if arm in found.arms],
+        [
+            ("Arm", lambda row: study.label(row[0])),
+            (study.metric_label, lambda row: scored(row[1].score)),
+            ("TIR", lambda row: percentage(row[1].tir)),
+            ("Difference", lambda row: scored(row[1].difference, True) if row[0] != recovery.baseline else ""),
+            ("MDE", lambda row: text.score(row[1].mde)),
+            ("p (Holm)", lambda row: text.p_value(row[1].p_holm)),
+            ("To start", lambda row: scored(row[1].to_start, True)),
+            ("Recovery", lambda row: percentage(row[1].recovery, 0)),
+        ],
         notes="Difference: arm − shared LoRA. MDE: the smallest difference that would be detected with a power of 80%. "
         f"p: over queries and seeds; families: {families}. To start: arm − the same arm with untrained routers. "
         "Recovery: share of the specialist's lead over the shared LoRA that the arm wins back."
@@ -215,47 +197,38 @@ def _task_table(study: StudyFolder, recovery: Recovery, task: Task) -> Table:
     )
 
 
-def _recovered(recovery: Recovered) -> Cell:
-    return percentage(Number(mean=recovery.mean, ci95=recovery.ci95), 0)
-
-
 def _collections_table(study: StudyFolder, recovery: Recovery, task: Task) -> Table:
     names = [name for name in sorted(recovery.datasets) if task in recovery.datasets[name]]
     columns = [*(recovery.datasets[name][task] for name in names), recovery.tasks[task].arms]
-    rows = [
-        [
-            study.label(arm),
-            *(scored(found[arm].difference, True) if arm in found else text.MISSING for found in columns),
-        ]
-        for arm in recovery.tasks[task].ranking.order
-        if arm != recovery.baseline
+    arms = [arm for arm in recovery.tasks[task].ranking.order if arm != recovery.baseline]
+    rows: list[list[Cell | str]] = [
+        [study.label(arm), *(scored(found[arm].difference if arm in found else None, True) for found in columns)]
+        for arm in arms
     ]
     caption = f"{task.capitalize()}: difference to one shared LoRA by collection"
     return Table(f"arms_{task}_collections", caption, ["Arm", *names, "Average"], rows)
 
 
-_COSTS: list[tuple[str, Callable[[ArmCosts], str]]] = [
-    ("Training", lambda costs: text.duration(costs.train_seconds)),
-    ("Tokens/s", lambda costs: text.count(costs.tokens_per_second)),
-    ("Evaluation", lambda costs: text.duration(costs.eval_seconds)),
-    ("Peak memory", lambda costs: text.gibibytes(costs.peak_memory_mb)),
-    ("Trainable", lambda costs: text.count(costs.trainable_parameters)),
-    ("Served, MiB", lambda costs: text.count(costs.serving.weights_mb if costs.serving else None)),
-    ("Query, ms", lambda costs: text.decimal(costs.serving.embedding_ms if costs.serving else None, 1)),
-    ("p95", lambda costs: text.decimal(costs.serving.embedding_ms_p95 if costs.serving else None, 1)),
-    ("List, ms", lambda costs: text.decimal(costs.serving.reranking_ms if costs.serving else None, 1)),
-    ("p95", lambda costs: text.decimal(costs.serving.reranking_ms_p95 if costs.serving else None, 1)),
-]
-
-
 def _costs_table(study: StudyFolder, recovery: Recovery) -> Table:
     specialists = [arm for arm in map(study.specialist, Task) if arm is not None]
-    arms = [*specialists, *recovery.ranking.order]
-    return Table(
+    serving = ServingCosts(weights_mb=0.0)
+    costs = [(arm, study.results.arms[arm].costs) for arm in (*specialists, *recovery.ranking.order)]
+    return Table.of(
         "costs",
         "What the arms cost",
-        ["Arm", *(label for label, _ in _COSTS)],
-        [[study.label(arm), *(show(study.results.arms[arm].costs) for _, show in _COSTS)] for arm in arms],
+        [(arm, one, one.serving or serving) for arm, one in costs],
+        [
+            ("Arm", lambda row: study.label(row[0])),
+            ("Training", lambda row: text.duration(row[1].train_seconds)),
+            ("Tokens/s", lambda row: text.count(row[1].tokens_per_second)),
+            ("Evaluation", lambda row: text.duration(row[1].eval_seconds)),
+            ("Peak memory", lambda row: text.gibibytes(row[1].peak_memory_mb)),
+            ("Served, MiB", lambda row: text.count(row[2].weights_mb or None)),
+            ("Query, ms", lambda row: text.decimal(row[2].embedding_ms, 1)),
+            ("p95", lambda row: text.decimal(row[2].embedding_ms_p95, 1)),
+            ("List, ms", lambda row: text.decimal(row[2].reranking_ms, 1)),
+            ("p95", lambda row: text.decimal(row[2].reranking_ms_p95, 1)),
+        ],
         rules=frozenset({len(specialists)}),
         notes="Means over seeds; peak memory is the largest of any run. Query: one query embedded; list: one query's "
         "candidates scored; one request at a time, with tokenisation, median and 95th percentile.",
@@ -263,22 +236,20 @@ def _costs_table(study: StudyFolder, recovery: Recovery) -> Table:
 
 
 def _brief(study: StudyFolder, recovery: Recovery) -> Table:
-    rows = [
+    def score(task: Task) -> Callable[[str], str]:
+        return lambda arm: text.score(found.score.mean if (found := recovery.tasks[task].arms.get(arm)) else None)
+
+    return Table.of(
+        "brief_arms",
+        "arms, best first",
+        [arm for arm in recovery.ranking.order if arm in recovery.arms],
         [
-            study.label(arm),
-            *(
-                text.score(found.arms[arm].score.mean) if arm in found.arms else text.MISSING
-                for found in recovery.tasks.values()
-            ),
-            *(
-                [text.decimal(overall.tir.mean, 1, True), text.interval(overall.tir.ci95, 1)]
-                if (overall := recovery.arms.get(arm))
-                else [text.MISSING, ""]
-            ),
-        ]
-        for arm in recovery.ranking.order
-    ]
-    return Table("brief_arms", "arms, best first", ["arm", *recovery.tasks, "mean TIR %", "95% interval"], rows)
+            ("arm", study.label),
+            *((str(task), score(task)) for task in recovery.tasks),
+            ("mean TIR %", lambda arm: text.decimal(recovery.arms[arm].tir.mean, 1, True)),
+            ("95% interval", lambda arm: text.interval(recovery.arms[arm].tir.ci95, 1)),
+        ],
+    )
 
 
 def _draw(study: StudyFolder, recovery: Recovery) -> Figure:
@@ -293,15 +264,8 @@ def _draw(study: StudyFolder, recovery: Recovery) -> Figure:
         found = recovery.tasks.get(task)
         if found is None:
             continue
-        cells = [
-            found.lost,
-            *(
-                cell
-                for arm in arms
-                if arm in found.arms
-                for cell in (found.arms[arm].difference, found.arms[arm].to_start)
-            ),
-        ]
+        arms_here = [found.arms[arm] for arm in arms if arm in found.arms]
+        cells = [found.lost, *(cell.difference for cell in arms_here), *(cell.to_start for cell in arms_here)]
         limits = draw.span(cells)
         axes.axvline(0, color=draw.SHARED, lw=1.0, zorder=1)
         draw.whisker(axes, 0, found.lost, limits, draw.SPECIALIST, "D")
@@ -320,5 +284,5 @@ def _draw(study: StudyFolder, recovery: Recovery) -> Figure:
         axes.set_xlim(*limits)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.set_xlabel(f"Δ {study.metric_label}   (better →)", fontsize=7)
-    draw.legend(figure, {**handles, **draw.signs(shaded)}, columns=4)
+    draw.legend(figure, {**handles, **draw.signs(shaded)}, columns=3)
     return figure

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unimoer.report import draw, text
 from unimoer.report.section import Drawing, Section
 from unimoer.report.study import StudyFolder
-from unimoer.report.table import Cell, Table
+from unimoer.report.table import Table
 from unimoer.schema import ConflictLine
 from unimoer.schema.decision import ConflictMeans, Conflicts
 
@@ -71,36 +71,24 @@ def _summary(found: Conflicts) -> str:
 
 
 def _table(found: Conflicts) -> Table:
-    entries: list[tuple[str, ConflictMeans]] = [
-        ("All", found),
-        *((str(entry.layer), entry) for entry in found.by_layer),
-    ]
-    rows: list[list[Cell | str]] = [
+    rows: list[tuple[str, ConflictMeans]] = [("All", found), *((str(entry.layer), entry) for entry in found.by_layer)]
+    return Table.of(
+        "conflicts",
+        "Gradient conflict by layer",
+        rows,
         [
-            Cell(name, bold=name == "All"),
-            text.score(entry.mean_cosine, signed=True),
-            text.score(entry.null_cosine, signed=True),
-            text.MISSING if entry.negative_share is None else text.percent(100 * entry.negative_share, decimals=0),
-            text.score(entry.reliability_embedding),
-            text.score(entry.reliability_reranking),
-            text.score(entry.noise_ceiling),
-            text.score(entry.mean_cosine_corrected, signed=True),
-            text.score(entry.magnitude_similarity),
-        ]
-        for name, entry in entries
-    ]
-    columns = [
-        "Layer",
-        "Cosine",
-        "Shuffled",
-        "Negative",
-        "Agreement, emb.",
-        "rer.",
-        "Ceiling",
-        "Corrected",
-        "Magnitudes",
-    ]
-    return Table("conflicts", "Gradient conflict by layer", columns, rows, rules=frozenset({1}))
+            ("Layer", lambda row: row[0]),
+            ("Cosine", lambda row: text.score(row[1].mean_cosine, signed=True)),
+            ("Shuffled", lambda row: text.score(row[1].null_cosine, signed=True)),
+            ("Share negative", lambda row: text.decimal(row[1].negative_share, 2)),
+            ("Agreement, emb.", lambda row: text.score(row[1].reliability_embedding)),
+            ("Agreement, rer.", lambda row: text.score(row[1].reliability_reranking)),
+            ("Ceiling", lambda row: text.score(row[1].noise_ceiling)),
+            ("Corrected", lambda row: text.score(row[1].mean_cosine_corrected, signed=True)),
+            ("Magnitudes", lambda row: text.score(row[1].magnitude_similarity)),
+        ],
+        rules=frozenset({1}),
+    )
 
 
 def _draw(lines: Sequence[ConflictLine]) -> Figure:

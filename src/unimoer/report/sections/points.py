@@ -17,8 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from unimoer.report import draw, text
 from unimoer.report.section import Drawing, Section
 from unimoer.report.study import BM25, StudyFolder
-from unimoer.report.table import Cell, Table, percentage, scored
-from unimoer.schema import Cell as Number
+from unimoer.report.table import Number, Table, percentage, scored
 from unimoer.schema.results import Point, Points
 from unimoer.types import Task
 
@@ -82,12 +81,6 @@ def _recovers(found: Points) -> bool:
     return any(point.recovery and point.recovery.mean is not None for point in found.points)
 
 
-def _recovery(point: Point) -> Number | None:
-    if point.recovery is None or point.recovery.mean is None:
-        return None
-    return Number(mean=point.recovery.mean, ci95=point.recovery.ci95)
-
-
 def _summary(found: Points, task: Task) -> str:
     """How many intervals lie on either side, of those that there are."""
     points = [point for point in found.points if point.task == task]
@@ -106,32 +99,26 @@ def _summary(found: Points, task: Task) -> str:
 def _table(study: StudyFolder, found: Points, task: Task) -> Table:
     points = [point for points in series(study, found, task).values() for point in points]
     coordinates = list(dict.fromkeys([found.x, *(name for point in points for name in point.x)]))
-    coordinates = [name for name in coordinates if any(name in point.x for point in points)]
-    optional: list[tuple[str, Callable[[Point], Cell | str], bool]] = [
-        ("TIR", lambda point: percentage(point.tir), any(point.tir for point in points)),
-        ("MDE", lambda point: text.decimal(point.mde, 1), any(point.mde is not None for point in points)),
-        ("Recovery", lambda point: percentage(_recovery(point), 0), any(_recovery(point) for point in points)),
-        ("To BM25", lambda point: scored(point.to_bm25, True), any(point.to_bm25 for point in points)),
-    ]
-    shown = [(label, show) for label, show, wanted in optional if wanted]
     variants = any(point.variant for point in points)
-    rows: list[list[Cell | str]] = [
-        [
-            study.label(point.arm),
-            *([point.variant] if variants else []),
-            *(text.compact(point.x[name]) if name in point.x else text.MISSING for name in coordinates),
-            str(len(point.seeds)),
-            scored(point.score),
-            *(show(point) for _, show in shown),
-        ]
-        for point in points
-    ]
-    columns = ["Arm", *(["Variant"] if variants else []), *(name.capitalize() for name in coordinates), "Seeds"]
-    return Table(
+
+    def coordinate(name: str) -> Callable[[Point], str]:
+        return lambda point: text.compact(point.x[name]) if name in point.x else text.MISSING
+
+    return Table.of(
         f"points_{task}",
         f"{task.capitalize()} over {found.x}",
-        [*columns, study.metric_label, *(label for label, _ in shown)],
-        rows,
+        points,
+        [
+            ("Arm", lambda point: study.label(point.arm)),
+            *([("Variant", lambda point: point.variant)] if variants else []),
+            *((name.capitalize(), coordinate(name)) for name in coordinates),
+            ("Seeds", lambda point: str(len(point.seeds))),
+            (study.metric_label, lambda point: scored(point.score)),
+            ("TIR", lambda point: percentage(point.tir)),
+            ("MDE", lambda point: text.decimal(point.mde, 1)),
+            ("Recovery", lambda point: percentage(point.recovery, 0)),
+            ("To BM25", lambda point: scored(point.to_bm25, True)),
+        ],
         text_columns=1 + variants,
         notes="With 95% intervals. TIR: against the specialist of the same variant and step. MDE: the smallest ratio "
         "that would be detected with a power of 80%. To BM25: score − BM25's.",
@@ -140,19 +127,31 @@ def _table(study: StudyFolder, found: Points, task: Task) -> Table:
 
 def _brief(study: StudyFolder, found: Points, tasks: Sequence[Task]) -> Table:
     """Both tasks side by side, without intervals: they are in the report."""
-    by_place: dict[tuple[str, float | str], dict[Task, Point]] = {}
+    places: dict[tuple[str, str], dict[Task, Point]] = {}
     for task in tasks:
         for label, points in series(study, found, task).items():
             for point in points:
-                by_place.setdefault((label, point.x.get(found.x, point.variant)), {})[task] = point
-    rows = []
-    for (label, place), by_task in by_place.items():
-        cells = [by_task.get(task) for task in tasks]
-        scores = [text.score(point.score.mean) if point else text.MISSING for point in cells]
-        ratios = [text.decimal(point.tir.mean, 1, True) if point and point.tir else text.MISSING for point in cells]
-        rows.append([label, place if isinstance(place, str) else text.compact(place), *scores, *ratios])
-    columns = ["arm", found.x, *tasks, *(f"TIR % {task[:3]}." for task in tasks)]
-    return Table("brief_points", f"{study.metric_label}, averaged over collections", columns, rows)
+                place = text.compact(point.x[found.x]) if found.x in point.x else point.variant
+                places.setdefault((label, place), {})[task] = point
+
+    def score(task: Task) -> Callable[[tuple[str, str]], str]:
+        return lambda place: text.score(places[place][task].score.mean) if task in places[place] else text.MISSING
+
+    def ratio(task: Task) -> Callable[[tuple[str, str]], str]:
+        ratios = {place: points[task].tir for place, points in places.items() if task in points}
+        return lambda place: text.decimal(cell.mean, 1, True) if (cell := ratios.get(place)) else text.MISSING
+
+    return Table.of(
+        "brief_points",
+        f"{study.metric_label}, averaged over collections",
+        places,
+        [
+            ("arm", lambda place: place[0]),
+            (found.x, lambda place: place[1]),
+            *((str(task), score(task)) for task in tasks),
+            *((f"TIR % {task[:3]}.", ratio(task)) for task in tasks),
+        ],
+    )
 
 
 def _draw(study: StudyFolder, found: Points) -> Figure:
@@ -160,7 +159,7 @@ def _draw(study: StudyFolder, found: Points) -> Figure:
     if any(point.tir for point in found.points):
         rows.append(("TIR, %", lambda point: point.tir))
     if _recovers(found):
-        rows.append(("recovery, %", _recovery))
+        rows.append(("recovery, %", lambda point: point.recovery))
     layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
     figure = Figure(figsize=(draw.WIDTH, 1.05 + 1.5 * len(rows)), layout=layout)
     grid = figure.subplots(len(rows), len(Task), sharex=True, sharey="row", squeeze=False)
@@ -274,8 +273,9 @@ def _line(axes: Axes, cells: Sequence[tuple[float, Number | None]], colour: str,
         mew=0,
     )
     for place, cell in known:
-        if cell.low is not None and cell.high is not None:
-            axes.plot([place] * 2, [cell.low, cell.high], color=colour, lw=0.9, alpha=0.7, solid_capstyle="butt")
+        low, high = cell.ci95
+        if low is not None and high is not None:
+            axes.plot([place] * 2, [low, high], color=colour, lw=0.9, alpha=0.7, solid_capstyle="butt")
 
 
 def _draw_bm25(axes: Axes, study: StudyFolder, task: Task) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ MOST_BARS = 6
 _EXPERTS = {"embedding": "#56b4e9", "reranking": "#e69f00", "shared": "#93a1ae"}
 _MORE_EXPERTS = ("#009e73", "#cc79a7", "#7a5195", "#b2ab3c", "#a65628", "#4d9085")
 _ACTIVE = "#b9c2cb"
+Row = tuple[str, RoutingSummary]
 Placed = tuple[float, float, RouterSummary]
 """Left edge and width of a router on the axis of layers, and the router."""
 
@@ -100,35 +101,40 @@ def _roles_differ(found: RoutingSummary) -> bool:
 
 
 def _table(study: StudyFolder, arms: Sequence[str]) -> Table:
-    rows = []
-    for arm in arms:
-        found = study.results.routing[arm]
+    def layers(found: RoutingSummary) -> str:
         bits = [router.mutual_information for router in found.routers if router.mutual_information is not None]
-        by_task = [[router.tasks[task] for router in found.routers if task in router.tasks] for task in Task]
-        rows.append(
-            [
-                arm,
-                "learned" if study.learned(arm) else "not learned",
-                str(found.units),
-                text.decimal(found.mutual_information, 2),
-                f"{min(bits):.2f} to {max(bits):.2f}" if bits else text.MISSING,
-                text.decimal(found.at_start, 2),
-                text.decimal(found.within_task, 2),
-                *(text.decimal(_mean([entry.entropy for entry in entries]), 2) for entries in by_task),
-                *(text.decimal(_mean([entry.active_experts for entry in entries]), 2) for entries in by_task),
-                *(text.decimal(_mean([entry.one_expert_share for entry in entries]), 2) for entries in by_task),
+        return f"{min(bits):.2f} to {max(bits):.2f}" if bits else text.MISSING
+
+    def over_layers(field: Callable[[TaskRouting], float | None]) -> Callable[[Row], str]:
+        def both(row: Row) -> str:
+            by_task = [
+                [field(router.tasks[task]) for router in row[1].routers if task in router.tasks] for task in Task
             ]
-        )
-    columns = ["Arm", "Routing", "Units", "Bits", "by layer", "at start", "noise", "Entropy, emb.", "rer."]
-    return Table(
+            return " / ".join(text.decimal(_mean(values), 2) for values in by_task)
+
+        return both
+
+    return Table.of(
         "routing",
         "How the experts are chosen",
-        [*columns, "Active, emb.", "rer.", "Alone, emb.", "rer."],
-        rows,
+        [(arm, study.results.routing[arm]) for arm in arms],
+        [
+            ("Arm", lambda row: row[0]),
+            ("Routing", lambda row: "learned" if study.learned(row[0]) else "not learned"),
+            ("Units", lambda row: str(row[1].units)),
+            ("Bits", lambda row: text.decimal(row[1].mutual_information, 2)),
+            ("by layer", lambda row: layers(row[1])),
+            ("at start", lambda row: text.decimal(row[1].at_start, 2)),
+            ("noise", lambda row: text.decimal(row[1].within_task, 2)),
+            ("Entropy", over_layers(lambda found: found.entropy)),
+            ("Active", over_layers(lambda found: found.active_experts)),
+            ("Alone", over_layers(lambda found: found.one_expert_share)),
+        ],
         text_columns=2,
         notes="Last quarter of training, mean over layers and seeds. Units: experts, or ranks where ranks are routed. "
         "At start: of the first batches. Noise: of two halves of one task's batches. Entropy: 1 where all units weigh "
-        "alike. Active: units of weight above 0. Alone: share of decisions with a single active unit.",
+        "alike. Active: units of weight above 0. Alone: share of decisions with a single active unit; each of them for "
+        "embedding / reranking.",
     )
 
 
@@ -212,8 +218,8 @@ def _places(routers: Sequence[RouterSummary]) -> list[Placed]:
 
 def _bars(axes: Axes, task: Task, placed: Sequence[Placed], colours: dict[str, str]) -> None:
     for left, width, router in placed:
-        found: TaskRouting | None = router.tasks.get(task)
-        weights = dict(zip(router.experts, found.weights, strict=True)) if found else {}
+        found = router.tasks.get(task)
+        weights = dict(zip(router.experts, found.weights, strict=True)) if found and found.weights else {}
         total, bottom = sum(weights.values()), 0.0
         for expert, colour in colours.items():
             share = weights.get(expert, 0.0) / total if total > 0 else 0.0

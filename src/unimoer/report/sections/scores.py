@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ def build(study: StudyFolder) -> Section | None:
     scores = study.results.scores[first]
     suite = study.results.plan.declared.suites.get(study.results.suite)
     candidates = (
-        f" Every system reorders the same {suite.depth} candidates of a query, from {suite.first_stage}."
+        f" In reranking every system orders the same {suite.depth} candidates of a query, from {suite.first_stage}."
         if suite
         else ""
     )
@@ -43,7 +44,10 @@ def build(study: StudyFolder) -> Section | None:
                 partial(_draw, study),
             )
         ],
-        tables=[score_table(study, task, found, "scores", study.results.ceilings) for task, found in scores.items()],
+        tables=[
+            score_table(study, task, found, "scores", study.results.ceilings, f", {first}" if first else "")
+            for task, found in scores.items()
+        ],
         folded=[
             *(
                 score_table(study, task, found, f"scores_{variant}", note=f", {variant}")
@@ -76,7 +80,7 @@ def score_table(
             limits = [*(ceilings.datasets.get(name, {}) for name in names), ceilings.macro]
             rows.append([label, *(text.score(limit.get(key)) for limit in limits)])
     return Table(
-        f"{prefix}_{task}",
+        re.sub(r"[^\w.-]+", "-", f"{prefix}_{task}"),  # names a file, and variants are named freely
         f"{task.capitalize()}: {study.metric_label} with 95% intervals{note}",
         ["System", *names, "Average"],
         rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from matplotlib.figure import Figure
@@ -159,37 +158,33 @@ def _strip(decision: Decision, task: Task) -> Strip | None:
 
 
 def _table(study: StudyFolder, decision: Decision) -> Table:
-    rows: list[list[Cell | str]] = []
-    rules = set()
-    collections: list[tuple[str | None, Mapping[Task, TaskDecision]]] = [(None, decision.tasks)]
-    collections += decision.datasets.items()
-    for task in decision.tasks:
-        rules.add(len(rows))
-        for name, found in collections:
-            if task in found:
-                cell = found[task]
-                rows.append(
-                    [
-                        task if name is None else "",
-                        "Average" if name is None else name,
-                        scored(cell.specialist),
-                        scored(cell.joint),
-                        percentage(cell.tir),
-                        text.decimal(cell.tir.mde, 1),
-                        text.p_value(cell.p_value),
-                        text.p_value(cell.p_holm),
-                        scored(cell.gain, signed=True),
-                        f"{cell.queries:,}",
-                    ]
-                )
-    columns = ["Task", "Collection", "Specialist", "Joint", "TIR", "MDE", "p", "p (Holm)"]
-    return Table(
+    by_task = {
+        task: [(name, found[task]) for name, found in decision.datasets.items() if task in found]
+        for task in decision.tasks
+    }
+    rows = [
+        (task if name == "Average" else "", name, cell)
+        for task, average in decision.tasks.items()
+        for name, cell in [("Average", average), *by_task[task]]
+    ]
+    return Table.of(
         "tir",
         f"Task interference ratio on {study.metric_label}",
-        [*columns, "Gain", "Queries"],
         rows,
+        [
+            ("Task", lambda row: row[0]),
+            ("Collection", lambda row: row[1]),
+            ("Specialist", lambda row: scored(row[2].specialist)),
+            ("Joint", lambda row: scored(row[2].joint)),
+            ("TIR", lambda row: percentage(row[2].tir)),
+            ("MDE", lambda row: text.decimal(row[2].tir.mde, 1)),
+            ("p", lambda row: text.p_value(row[2].p_value)),
+            ("p (Holm)", lambda row: text.p_value(row[2].p_holm)),
+            ("Gain", lambda row: scored(row[2].gain, signed=True)),
+            ("Queries", lambda row: f"{row[2].queries:,}"),
+        ],
         text_columns=2,
-        rules=frozenset(rules - {0}),
+        rules=frozenset(index for index, row in enumerate(rows) if row[0] and index),
         notes="TIR = (specialist − joint) / specialist; positive: the joint model is worse. MDE: the smallest ratio "
         "that would be detected with a power of 80%. p: of specialist − joint, over queries and seeds. "
         "Gain: specialist − untrained.",
@@ -228,20 +223,21 @@ def _notes(study: StudyFolder, decision: Decision) -> list[Note]:
 
 
 def _brief(study: StudyFolder, decision: Decision) -> Table:
-    rows: list[list[Cell | str]] = []
-    for task, found in decision.tasks.items():
-        cells = (found.bm25, found.untrained, found.specialist, found.joint)
-        rows.append(
-            [
-                task,
-                *(text.score(cell.mean) for cell in cells),
-                Cell(text.decimal(found.tir.mean, 1, signed=True), bold=True),
-                text.interval(found.tir.ci95, 1),
-                text.p_value(found.p_holm),
-            ]
-        )
-    columns = ["task", "BM25", "untrained", "specialist", "joint", "TIR %", "95% interval", "p Holm"]
-    return Table("brief", f"{study.metric_label}, averaged over collections", columns, rows)
+    return Table.of(
+        "brief",
+        f"{study.metric_label}, averaged over collections",
+        decision.tasks.items(),
+        [
+            ("task", lambda row: row[0]),
+            ("BM25", lambda row: text.score(row[1].bm25.mean)),
+            ("untrained", lambda row: text.score(row[1].untrained.mean)),
+            ("specialist", lambda row: text.score(row[1].specialist.mean)),
+            ("joint", lambda row: text.score(row[1].joint.mean)),
+            ("TIR %", lambda row: Cell(text.decimal(row[1].tir.mean, 1, signed=True), bold=True)),
+            ("95% interval", lambda row: text.interval(row[1].tir.ci95, 1)),
+            ("p Holm", lambda row: text.p_value(row[1].p_holm)),
+        ],
+    )
 
 
 def _draw(study: StudyFolder, decision: Decision) -> Figure:
