@@ -5,7 +5,7 @@ from unimoer.config.arms import BUILTIN, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.experiment import CriterionConfig, ExperimentConfig
 from unimoer.config.load import load_config, parse_config, parse_model
-from unimoer.config.model import READS_LISTS, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
+from unimoer.config.model import ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
 from unimoer.config.router import ROUTERS, SHARED, RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.training import (
     BCEConfig,
@@ -25,7 +25,6 @@ from unimoer.config.training import (
 __all__ = [
     "ALL_PROJECTIONS",
     "BUILTIN",
-    "READS_LISTS",
     "ROUTERS",
     "SHARED",
     "AdapterConfig",

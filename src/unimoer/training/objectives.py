@@ -14,7 +14,7 @@ from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
 from unimoer.training.routing import RoutingLosses
-from unimoer.types import EmbeddingBatch, FeedbackBatch, ListBatch, RerankingBatch, Task, TokenBatch
+from unimoer.types import EmbeddingBatch, RerankingBatch, Task, TokenBatch
 
 Batch = EmbeddingBatch | RerankingBatch
 
@@ -79,35 +79,26 @@ def _contrastive(embeddings: Tensor, batch: EmbeddingBatch, config: TrainingConf
 def _ranking(
     model: UnifiedModel, batch: RerankingBatch, config: TrainingConfig, traces: list[RoutingTrace]
 ) -> tuple[Tensor, dict[str, float]]:
-    device = str(model.device)
-    labels, settings = batch.labels.to(device), config.reranking.loss
+    labels, settings = batch.labels.to(str(model.device)), config.reranking.loss
     traces.append(trace := RoutingTrace())
-    if isinstance(batch, ListBatch):
-        vectors = model.list_vectors(batch.prompts.to(device), batch.marks.to(device), trace)
-        if isinstance(settings, ListwiseConfig):
+    found = model.head.group(model, batch, trace)
+    match settings:
+        case BCEConfig():
+            return bce(found.scores, labels, positive_weight=settings.positive_weight)
+        case GroupSoftmaxConfig():
+            return group_softmax(found.scores, labels, temperature=settings.temperature)
+        case RankNetConfig():
+            return ranknet(found.scores, labels, scale=settings.scale)
+        case ListwiseConfig():
+            # The configuration gives this loss to heads with vectors alone.
+            assert found.vectors is not None
             return listwise(
-                vectors,
+                found.vectors,
                 labels,
                 temperature=settings.temperature,
                 disperse_weight=settings.disperse_weight,
                 dual_weight=settings.dual_weight,
             )
-        scores = torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1])
-    elif isinstance(batch, FeedbackBatch):
-        queries = model.embed_feedback(batch.prompts.to(device), trace)
-        # Routed as the documents of retrieval are: no decision of reranking, and none of its router losses.
-        documents = model.embed(batch.documents.to(device))
-        scores = torch.einsum("gkp,gp->gk", documents.view(*labels.shape, -1), queries)
-    else:
-        scores = model.score(batch.pairs.to(device), trace).view(labels.shape)
-    match settings:
-        case BCEConfig():
-            return bce(scores, labels, positive_weight=settings.positive_weight)
-        case GroupSoftmaxConfig():
-            return group_softmax(scores, labels, temperature=settings.temperature)
-        case RankNetConfig():
-            return ranknet(scores, labels, scale=settings.scale)
-    raise TypeError(f"{type(settings).__name__} needs the vectors of a list")
 
 
 def _cached(
