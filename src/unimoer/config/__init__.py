@@ -5,7 +5,7 @@ from unimoer.config.arms import BUILTIN, START, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.evaluation import CollectionConfig, EvaluationConfig, SuiteConfig
 from unimoer.config.load import load_config, parse_config, parse_model
-from unimoer.config.model import READS_LISTS, ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
+from unimoer.config.model import ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
 from unimoer.config.router import ROUTERS, SHARED, RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.spec import Resources, RunSpec, SuiteSpec, TrainSpec
 from unimoer.config.study import BM25, JOINT, RANDOM, REFERENCES, SPECIALIST, UNTRAINED, CriterionConfig, StudyConfig
@@ -29,7 +29,6 @@ __all__ = [
     "BUILTIN",
     "JOINT",
     "RANDOM",
-    "READS_LISTS",
     "REFERENCES",
     "ROUTERS",
     "SHARED",

@@ -8,9 +8,7 @@ from pydantic import Field, model_validator
 
 from unimoer.config.adapter import AdapterConfig
 from unimoer.config.base import Strict
-
-READS_LISTS = ("listwise", "cosine")
-"""Score heads that read a query with all its candidates at once."""
+from unimoer.config.heads import HEADS, HeadKind, HeadName
 
 
 class TaskHeadConfig(Strict):
@@ -21,7 +19,7 @@ class TaskHeadConfig(Strict):
 
 
 class ScoreHeadConfig(TaskHeadConfig):
-    head: Literal["yes_no", "linear", "mlp", "listwise", "cosine"] = "yes_no"
+    head: HeadName = "yes_no"
     """`yes_no`: logit("yes") - logit("no") of the LM head at the pooled state. `linear`: a learned projection of it.
     `mlp`: a learned network of one hidden layer.
     `listwise`: one prompt holds the query and its candidates; the cosine of learned marks after them, through a
@@ -33,16 +31,18 @@ class ScoreHeadConfig(TaskHeadConfig):
     first ones."""
 
     @property
+    def kind(self) -> HeadKind:
+        return HEADS[self.head]
+
+    @property
     def is_learned(self) -> bool:
         """Whether the head has parameters of its own, which start at random."""
-        return self.head in ("linear", "mlp", "listwise")
+        return self.kind.learned
 
     @model_validator(mode="after")
-    def _head_reads_one_token(self) -> ScoreHeadConfig:
-        if self.head == "yes_no" and self.pooling != "last":
-            raise ValueError("head 'yes_no' reads the token after the prompt's suffix: it needs pooling 'last'")
-        if self.head == "mlp" and self.pooling != "last":
-            raise ValueError("head 'mlp' reads the last token: it needs pooling 'last'")
+    def _pooling_fits_the_head(self) -> ScoreHeadConfig:
+        if self.kind.last_token and self.pooling != "last":
+            raise ValueError(f"head '{self.head}' reads {self.kind.last_token}: it needs pooling 'last'")
         return self
 
 
@@ -91,31 +91,35 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _marks_are_in_place(self) -> ModelConfig:
-        if self.reranking.head == "listwise":
+        if self.reranking.kind.reads == "marked lists":
             around = self.prompts.candidates.split("{candidates}")
             marks = [part.count("{mark}") for part in (*around, self.prompts.candidate)]
             if marks != [1, 1, 1] or not all("{query}" in part.split("{mark}")[0] for part in around):
                 raise ValueError(
-                    "prompts: head 'listwise' needs {query}{mark} once before {candidates} and once after it in "
-                    "prompts.candidates, and one {mark} in prompts.candidate"
+                    f"prompts: head '{self.reranking.head}' needs "
+                    "{query}{mark} once before {candidates} and once after it in prompts.candidates, and one "
+                    "{mark} in prompts.candidate"
                 )
         return self
 
     @model_validator(mode="after")
     def _head_fits_its_attention(self) -> ModelConfig:
         ways = self.embedding, self.reranking
-        if self.reranking.head == "cosine" and len({(way.pooling, way.attention) for way in ways}) > 1:
+        head = self.reranking
+        if head.kind.reads == "lists" and len({(way.pooling, way.attention) for way in ways}) > 1:
             raise ValueError(
-                "reranking: head 'cosine' compares its vectors with those of embedding; give both the same pooling and "
-                "attention"
+                f"reranking: head '{head.head}' compares its vectors with those of embedding; give both the same "
+                "pooling and attention"
             )
-        if self.reranking.head == "listwise" and self.reranking.attention != "causal":
-            raise ValueError("reranking.attention: head 'listwise' needs causal: its first mark must not see documents")
+        if head.kind.reads == "marked lists" and head.attention != "causal":
+            raise ValueError(
+                f"reranking.attention: head '{head.head}' needs causal: its first mark must not see documents"
+            )
         return self
 
     @model_validator(mode="after")
     def _pilots_are_single_texts(self) -> ModelConfig:
-        if self.adapter.router is not None and self.adapter.router.uses_pilots and self.reranking.head in READS_LISTS:
+        if self.adapter.router is not None and self.adapter.router.uses_pilots and self.reranking.kind.reads_lists:
             raise ValueError(
                 f"adapter.router: 'similarity' chooses an expert for a text; head '{self.reranking.head}' reads lists"
             )

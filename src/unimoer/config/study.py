@@ -12,9 +12,10 @@ from unimoer.config.arms import BUILTIN, START, ArmConfig
 from unimoer.config.base import Strict
 from unimoer.config.data import DataConfig
 from unimoer.config.evaluation import EvaluationConfig
-from unimoer.config.model import READS_LISTS, ModelConfig
+from unimoer.config.heads import check_loss
+from unimoer.config.model import ModelConfig
 from unimoer.config.spec import Resources
-from unimoer.config.training import BCEConfig, GroupSoftmaxConfig, ListwiseConfig, TrainingConfig
+from unimoer.config.training import TrainingConfig
 from unimoer.errors import did_you_mean
 from unimoer.types import Schedule, Task
 
@@ -111,19 +112,8 @@ class StudyConfig(Strict):
     @model_validator(mode="after")
     def _loss_fits_the_head(self) -> StudyConfig:
         head, task = self.model.reranking, self.training.reranking
-        if isinstance(task.loss, ListwiseConfig) and head.head != "listwise":
-            raise ValueError(
-                f"training.reranking.loss: 'listwise' reads the marks of head 'listwise', not '{head.head}'"
-            )
-        if isinstance(task.loss, BCEConfig) and head.head in READS_LISTS:
-            raise ValueError(f"training.reranking.loss: 'bce' needs a logit; head '{head.head}' gives a cosine")
-        if isinstance(task.loss, GroupSoftmaxConfig) and task.loss.temperature >= 1 and head.head in READS_LISTS:
-            fitting = "listwise" if head.head == "listwise" else "ranknet"
-            raise ValueError(
-                f"training.reranking.loss: head '{head.head}' gives cosines, which a softmax at temperature "
-                f"{task.loss.temperature:g} cannot tell apart; use type {fitting}, or a temperature such as 0.1"
-            )
-        if head.head in READS_LISTS and task.negatives >= head.list_size:
+        check_loss(head.head, task.loss)
+        if head.kind.reads_lists and task.negatives >= head.list_size:
             raise ValueError(
                 f"training.reranking.negatives: {task.negatives} and a positive do not fit into one prompt of "
                 f"model.reranking.list_size {head.list_size}"

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from unimoer.config.heads import HEADS, HeadName, Reads
 from unimoer.data.prompts import Prompter
 from unimoer.data.sampling import Sample
 from unimoer.types import (
@@ -20,13 +21,10 @@ from unimoer.types import (
     TokenBatch,
 )
 
-Reads = Literal["pairs", "marked lists", "lists"]
-"""What a score head reads."""
 
-
-def reads(head: str) -> Reads:
+def reads(head: HeadName) -> Reads:
     """What the score head of this name reads."""
-    return "marked lists" if head == "listwise" else "lists" if head == "cosine" else "pairs"
+    return HEADS[head].reads
 
 
 def pad(
@@ -69,7 +67,7 @@ class Collator:
         instructions: Mapping[str, str | None],
         padding: Literal["left", "right"],
         multiple: int,
-        head: str = "linear",
+        head: HeadName = "linear",
     ) -> None:
         self.prompter = prompter
         self.datasets = datasets

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimoer import __version__
-from unimoer.config import READS_LISTS, parse_model
+from unimoer.config import parse_model
 from unimoer.data.collate import pad
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
-from unimoer.model.inference import score_lists
+from unimoer.model.scoring import score_candidates
 from unimoer.model.unified import UnifiedModel
 
 FORMAT = 1
@@ -37,13 +37,9 @@ def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
     query = pad(prompter.queries([GOLDEN_QUERY]), pad_id=pad_id, padding=side, multiple=16)
     with torch.inference_mode():
         vector = model.embed(query.to(str(model.device)))[0]
-        if model.config.reranking.head in READS_LISTS:
-            score = float(score_lists(model, [GOLDEN_QUERY], [[GOLDEN_DOCUMENT]])[0][0])
-        else:
-            pair = pad(prompter.pairs([GOLDEN_QUERY], [GOLDEN_DOCUMENT]), pad_id=pad_id, padding=side, multiple=16)
-            score = model.score(pair.to(str(model.device))).item()
+        [[score]] = score_candidates(model, [GOLDEN_QUERY], [[GOLDEN_DOCUMENT]])
     dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
-    return {"embedding": vector[:8].tolist(), "score": score, "dtype": str(dtype).removeprefix("torch.")}
+    return {"embedding": vector[:8].tolist(), "score": float(score), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -20,7 +20,7 @@ from unimoer.config import ALL_PROJECTIONS, AdapterConfig
 from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.listwise import Marks
-from unimoer.model.ops import attention, rms_norm, split_heads, swiglu
+from unimoer.model.ops import MASKED, AttentionForm, attention, attention_form, rms_norm, split_heads, swiglu
 from unimoer.model.packing import Packing
 from unimoer.model.routers import RouterFactory
 from unimoer.model.routing import Routing, RoutingContext, RoutingTrace
@@ -96,7 +96,8 @@ class FusedLayer(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
+        form: AttentionForm,
         context: RoutingContext | None,
         packing: Packing | None,
     ) -> tuple[Tensor, Decisions]:
@@ -126,7 +127,7 @@ class FusedLayer(nn.Module):
         if packing is not None:
             qkv = packing.unpack(qkv)
         query, key, value = split_heads(qkv, cos, sin, self.heads, self.kv_heads)
-        mixed = attention(query, key, value, mask, self.scale)
+        mixed = attention(query, key, value, mask, self.scale, form)
         x = project("o", mixed if packing is None else packing.pack(mixed), x)
         hidden = swiglu(project("gate_up", rms_norm(x, self.mlp_norm, self.eps), read=x))
         return project("down", hidden, x), decisions
@@ -188,16 +189,19 @@ class FusedDecoder(nn.Module):
         cos, sin = self.rotary_embedding(x, batch.position_ids)
         half = cos.shape[-1] // 2
         cos, sin = cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous()
-        mask = attention_mask(batch, causal=causal)
+        form = MASKED
+        if x.device.type == "cuda":
+            form = attention_form(batch.attention_mask, x.dtype, causal=causal)
+        mask = attention_mask(batch, causal=causal) if form.masked else None
         if trace is not None:
             trace.context = context
         if packing is not None:
             x = packing.pack(x)
         for index, layer in enumerate(self.layers):
             if self.checkpointing and torch.is_grad_enabled():
-                x, decisions = checkpoint(layer, x, cos, sin, mask, context, packing, use_reentrant=False)
+                x, decisions = checkpoint(layer, x, cos, sin, mask, form, context, packing, use_reentrant=False)
             else:
-                x, decisions = layer(x, cos, sin, mask, context, packing)
+                x, decisions = layer(x, cos, sin, mask, form, context, packing)
             routers: Any = layer.routers
             # Outside of the layer: a checkpointed one runs twice.
             for name, decision in decisions.items():

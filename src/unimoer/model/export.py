@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from unimoer import __version__
-from unimoer.config import READS_LISTS, ModelConfig
+from unimoer.config import ModelConfig
 from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
 from unimoer.model.backbone import load_backbone, read_architecture
@@ -40,10 +40,12 @@ def check_new(folder: Path) -> None:
 
 def check_pairs(config: ModelConfig, tasks: Sequence[Task]) -> None:
     """Raises: UserError when reranking is to be exported, and its head does not read pairs."""
-    head = config.reranking.head
-    if Task.RERANKING in tasks and head in READS_LISTS:
+    head = config.reranking
+    if Task.RERANKING in tasks and head.kind.reads_lists:
         way_out = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
-        raise UserError(f"head '{head}' reads a query with all its candidates, which no other format says{way_out}")
+        raise UserError(
+            f"head '{head.head}' reads a query with all its candidates, which no other format says{way_out}"
+        )
 
 
 def export_model(
@@ -105,10 +107,7 @@ def _describe(model: UnifiedModel, task: Task) -> dict[str, Any]:
         "last_ids": model.prompter._suffix if task is Task.EMBEDDING else [],
     }
     if task is Task.RERANKING:
-        about["head"] = {"type": config.reranking.head}
-        if config.reranking.head == "yes_no":
-            for word in ("yes", "no"):
-                about["head"][f"{word}_id"] = model.tokenizer(word, add_special_tokens=False).input_ids[0]
+        about["head"] = {"type": config.reranking.head, **model.head.describe()}
     return about
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unimoer.config import ModelConfig
+from unimoer.config.heads import HeadName
+from unimoer.errors import UserError
+from unimoer.model.listwise import FeedbackHead, ListwiseHead
+from unimoer.model.routing import RoutingTrace
+from unimoer.model.score_head import GroupScores, ScoreHead
+from unimoer.types import PairBatch, RerankingBatch
+
+if TYPE_CHECKING:
+    from unimoer.model.unified import UnifiedModel
 
 
 def pool(hidden: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
@@ -23,7 +35,15 @@ def pool(hidden: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
     return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-class YesNoHead(nn.Module):
+class PairHead(ScoreHead):
+    """Reads the pooled state of one query with one document, `[B, d] -> [B]`."""
+
+    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+        assert isinstance(batch, PairBatch)
+        return GroupScores(model.score(batch.pairs.to(str(model.device)), trace).view(batch.labels.shape))
+
+
+class YesNoHead(PairHead):
     """`logit("yes") - logit("no")` from two frozen rows of the LM head; its sigmoid is Qwen3-Reranker's score.
 
     With the rest of the vocabulary left out, binary cross-entropy on this logit is the two-way softmax.
@@ -33,40 +53,82 @@ class YesNoHead(nn.Module):
 
     def __init__(self, lm_head: Tensor, yes_id: int, no_id: int) -> None:
         super().__init__()
+        self.ids = {"yes_id": yes_id, "no_id": no_id}
         difference = lm_head[yes_id].detach().float() - lm_head[no_id].detach().float()
         self.register_buffer("difference", difference, persistent=False)
+
+    @classmethod
+    def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
+        ids = []
+        for word in ("yes", "no"):
+            tokens = tokenizer(word, add_special_tokens=False).input_ids
+            if len(tokens) != 1:
+                raise UserError(f"model.reranking.head: '{word}' is not one token of {config.base}; use 'linear'")
+            ids += tokens
+        return cls(base.get_output_embeddings().weight, *ids)
 
     def forward(self, state: Tensor) -> Tensor:
         """`[B, d] -> [B]`."""
         return state @ self.difference
 
+    def describe(self) -> dict[str, Any]:
+        return self.ids
 
-class LinearHead(nn.Module):
+
+class LinearHead(PairHead):
     """A learned projection of the pooled state."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(width, 1, device=device, dtype=torch.float32)
+        self.projection = nn.Linear(width, 1, dtype=torch.float32)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
         nn.init.zeros_(self.projection.bias)
+
+    @classmethod
+    def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
+        return cls(base.get_output_embeddings().weight.shape[1])
 
     def forward(self, state: Tensor) -> Tensor:
         """`[B, d] -> [B]`."""
         return self.projection(state).squeeze(-1)
 
 
-class MLPHead(nn.Module):
+class MLPHead(PairHead):
     """A learned network of one hidden layer, as wide as half the state."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(width, width // 2, device=device, dtype=torch.float32)
-        self.projection = nn.Linear(width // 2, 1, device=device, dtype=torch.float32)
+        self.hidden = nn.Linear(width, width // 2, dtype=torch.float32)
+        self.projection = nn.Linear(width // 2, 1, dtype=torch.float32)
         nn.init.normal_(self.hidden.weight, std=width**-0.5)
         nn.init.normal_(self.projection.weight, std=(width // 2) ** -0.5)
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.projection.bias)
 
+    @classmethod
+    def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
+        return cls(base.get_output_embeddings().weight.shape[1])
+
     def forward(self, state: Tensor) -> Tensor:
         """`[B, d] -> [B]`."""
         return self.projection(F.gelu(self.hidden(state))).squeeze(-1)
+
+
+HEADS: dict[HeadName, type[ScoreHead]] = {
+    "yes_no": YesNoHead,
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "listwise": ListwiseHead,
+    "cosine": FeedbackHead,
+}
+
+
+def build_head(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, seed: int) -> ScoreHead:
+    """The head of a configuration, on the base's device; `seed` alone decides what it starts with.
+
+    Raises:
+        UserError: the tokenizer has not the tokens that it reads.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HEADS[config.reranking.head].build(base, tokenizer, config).to(base.device)

@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unimoer.config import ModelConfig
+from unimoer.data.prompts import Prompter
+from unimoer.errors import UserError
+from unimoer.model.routing import RoutingTrace
+from unimoer.model.score_head import GroupScores, ScoreHead
+from unimoer.types import FeedbackBatch, ListBatch, RerankingBatch
+
+if TYPE_CHECKING:
+    from unimoer.model.unified import UnifiedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +45,7 @@ class Marks:
         return states[rows, self.positions].float()
 
 
-class ListwiseHead(nn.Module):
+class ListwiseHead(ScoreHead):
     """Two learned marks, one of a query and one of a document, and a projector for the states they lead to.
 
     Differs from jina-reranker-v3 in that the marks are inputs beside a frozen vocabulary, not words added to it, and in
@@ -51,6 +63,21 @@ class ListwiseHead(nn.Module):
             nn.Linear(width, width // 2, bias=False), nn.ReLU(), nn.Linear(width // 2, width // 2, bias=False)
         )
 
+    @classmethod
+    @torch.no_grad()
+    def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
+        """From up to 4,096 words as the layers see them: some decoders scale what is in the table."""
+        vocabulary = len(base.get_output_embeddings().weight)
+        ids = torch.arange(0, vocabulary, max(1, vocabulary // 4096), device=base.device)
+        words: Tensor = base.get_input_embeddings()(ids)
+        return cls(words.cpu())
+
+    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+        assert isinstance(batch, ListBatch)
+        device = str(model.device)
+        vectors = model.list_vectors(batch.prompts.to(device), batch.marks.to(device), trace)
+        return GroupScores(torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1]), vectors)
+
     def place(self, positions: Tensor) -> Marks:
         """Marks for `positions [B, K + 2]`: a query's, K documents', a query's."""
         query, document = self.marks
@@ -61,6 +88,35 @@ class ListwiseHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """`[B, K + 2, d] -> [B, K + 2, d/2]`, unit length."""
         return F.normalize(self.project(states), dim=-1)
+
+
+class FeedbackHead(ScoreHead):
+    """Head `cosine`: nothing is learned; a query that has read its candidates, against each candidate's own vector."""
+
+    @classmethod
+    def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
+        return cls()
+
+    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+        assert isinstance(batch, FeedbackBatch)
+        device = str(model.device)
+        queries = model.embed_feedback(batch.prompts.to(device), trace)
+        # Routed as the documents of retrieval are: no decision of reranking, and none of its router losses.
+        documents = model.embed(batch.documents.to(device))
+        return GroupScores(torch.einsum("gkp,gp->gk", documents.view(*batch.labels.shape, -1), queries))
+
+
+def check_length(prompter: Prompter, config: ModelConfig, longest: int | None) -> None:
+    """Raises: UserError when a full prompt of candidates is longer than the base was made for."""
+    size, prompts = config.reranking.list_size, config.prompts
+    [frame], _ = prompter.lists([""], [[""] * size])
+    mentions = prompts.candidates.count("{query}")
+    needed = len(frame) + size * prompts.max_document_tokens + mentions * prompts.max_query_tokens
+    if longest is not None and needed > longest:
+        raise UserError(
+            f"model.reranking.list_size: a prompt of {size} candidates can have {needed:,} tokens, "
+            f"{config.base} reads {longest:,}; lower it, or model.prompts.max_document_tokens"
+        )
 
 
 def compare(blocks: Sequence[Tensor]) -> Tensor:

@@ -166,24 +166,65 @@ class _EagerAttention(torch.autograd.Function):
         return grad_query, grad_key, grad_value, None, None
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class AttentionForm:
+    """What an accelerator's kernel is asked for."""
+
+    masked: bool
+    """Give it the additive mask; otherwise `causal` says all."""
+    causal: bool
+    shared: bool
+    """Let a group of query heads share a key head; otherwise keys and values are repeated."""
+
+
+def attention_form(mask: Tensor, dtype: torch.dtype, *, causal: bool) -> AttentionForm:
+    """The form for which PyTorch has a fused CUDA kernel; `mask [B, T]` is 1 for real tokens.
+
+    Flash attention takes no mask and shares key heads, in half precision; the memory-efficient kernel takes a mask and
+    float32 and shares nothing. Asked for a mask and shared heads together, PyTorch falls back to float32 products.
+    Under right padding the causal rule keeps real tokens from the padding, which comes after them.
+    """
+    before = mask[:, :-1] >= mask[:, 1:] if causal else mask.bool()
+    masked = not bool(before.all())
+    shared = not masked and dtype in (torch.float16, torch.bfloat16)
+    return AttentionForm(masked, causal and not masked, shared)
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, form: AttentionForm
+) -> Tensor:
+    """PyTorch's kernels: `[B, KV, G, T, D]` and `[B, KV, S, D]` twice -> the shape of `query`."""
+    group = query.shape[2]
+    if group > 1 and not form.shared:
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    flat = F.scaled_dot_product_attention(
+        query.flatten(1, 2),
+        key,
+        value,
+        attn_mask=None if mask is None else mask.to(query.dtype),
+        is_causal=form.causal,
+        scale=scale,
+        enable_gqa=group > 1 and form.shared,
+    )
+    return flat.view(query.shape)
+
+
+MASKED = AttentionForm(masked=True, causal=False, shared=True)
+"""Of every device but CUDA: its kernel takes both, and repeating keys would be one more pass over them."""
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, form: AttentionForm = MASKED
+) -> Tensor:
     """Grouped-query attention, `[B, KV, G, T, D]` and `[B, KV, S, D]` twice -> `[B, T, H * D]`.
 
-    `mask` is additive float32, `[B, 1, T, S]`. Scores and softmax are float32. On a CPU with short sequences the
-    scores are materialised: the blocked kernel's backward costs ten times as much there.
+    `mask` is additive float32, `[B, 1, T, S]`, or None where `form` needs none. Scores and softmax are float32. On a
+    CPU with short sequences the scores are materialised: the blocked kernel's backward costs ten times as much there.
     """
-    if query.device.type == "cpu" and key.shape[2] <= EAGER_ATTENTION_MAX_LENGTH:
+    if query.device.type == "cpu" and mask is not None and key.shape[2] <= EAGER_ATTENTION_MAX_LENGTH:
         out = _EagerAttention.apply(query, key, value, mask, scale)
     else:
-        flat = F.scaled_dot_product_attention(
-            query.flatten(1, 2),
-            key,
-            value,
-            attn_mask=mask.to(query.dtype),
-            scale=scale,
-            enable_gqa=query.shape[2] > 1,
-        )
-        out = flat.view(query.shape)
+        out = fused_attention(query, key, value, mask, scale, form)
     # [B, KV, G, T, D] -> [B, T, KV, G, D]
     return out.permute(0, 3, 1, 2, 4).flatten(2)
 

@@ -7,17 +7,17 @@ import hashlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from unimoer.config import READS_LISTS, ModelConfig, parse_model
+from unimoer.config import ModelConfig, parse_model
 from unimoer.config.router import LearnedRouterConfig
 from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
 from unimoer.model.decoder import build_decoder
-from unimoer.model.heads import LinearHead, MLPHead, YesNoHead, pool
-from unimoer.model.listwise import ListwiseHead, Marks
+from unimoer.model.heads import build_head, pool
+from unimoer.model.listwise import ListwiseHead, Marks, check_length
 from unimoer.model.pilots import Pilots
 from unimoer.model.routers import Router, Standardiser
 from unimoer.model.routing import RoutingContext, RoutingTrace
@@ -34,9 +34,9 @@ class UnifiedModel(nn.Module):
         base, tokenizer = load_backbone(config, device)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.prompter = Prompter(tokenizer, config.prompts)
-        if config.reranking.head in READS_LISTS:
-            self._check_length(getattr(base.config, "max_position_embeddings", None))
-        self.head = self._build_head(base, seed)
+        if config.reranking.kind.reads_lists:
+            check_length(self.prompter, config, getattr(base.config, "max_position_embeddings", None))
+        self.head = build_head(base, tokenizer, config, seed)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.decoder = build_decoder(base, config.adapter, checkpointing=config.gradient_checkpointing)
@@ -49,37 +49,6 @@ class UnifiedModel(nn.Module):
         )
         self.router_start = {name: parameter.detach().cpu().clone() for name, parameter in routers.items()}
         self.eval()
-
-    def _build_head(self, base: PreTrainedModel, seed: int) -> nn.Module:
-        lm_head: Tensor = base.get_output_embeddings().weight
-        if self.config.reranking.head == "cosine":
-            return nn.Identity()
-        if self.config.reranking.is_learned:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                if self.config.reranking.head == "listwise":
-                    return ListwiseHead(_some_words(base)).to(lm_head.device)
-                kind = LinearHead if self.config.reranking.head == "linear" else MLPHead
-                return kind(lm_head.shape[1], torch.device("cpu")).to(lm_head.device)
-        ids = []
-        for word in ("yes", "no"):
-            tokens = self.tokenizer(word, add_special_tokens=False).input_ids
-            if len(tokens) != 1:
-                raise UserError(f"model.reranking.head: '{word}' is not one token of {self.config.base}; use 'linear'")
-            ids += tokens
-        return YesNoHead(lm_head, *ids)
-
-    def _check_length(self, longest: int | None) -> None:
-        """Raises: UserError when a full prompt of candidates is longer than the base was made for."""
-        size, prompts = self.config.reranking.list_size, self.config.prompts
-        [frame], _ = self.prompter.lists([""], [[""] * size])
-        mentions = prompts.candidates.count("{query}")
-        needed = len(frame) + size * prompts.max_document_tokens + mentions * prompts.max_query_tokens
-        if longest is not None and needed > longest:
-            raise UserError(
-                f"model.reranking.list_size: a prompt of {size} candidates can have {needed:,} tokens, "
-                f"{self.config.base} reads {longest:,}; lower it, or model.prompts.max_document_tokens"
-            )
 
     @property
     def device(self) -> torch.device:
@@ -127,10 +96,13 @@ class UnifiedModel(nn.Module):
         Raises:
             UserError: the head reads lists, not pairs.
         """
-        head = self.config.reranking.head
-        if head in READS_LISTS:
-            raise UserError(f"model.reranking.head: '{head}' scores a query's candidates together, not single pairs")
-        return self.head(self._states(batch, Task.RERANKING, trace, expert))
+        head = self.config.reranking
+        if head.kind.reads_lists:
+            raise UserError(
+                f"model.reranking.head: '{head.head}' scores a query's candidates together, not single pairs"
+            )
+        scores: Tensor = self.head(self._states(batch, Task.RERANKING, trace, expert))
+        return scores
 
     def list_vectors(self, prompts: TokenBatch, marks: Tensor, trace: RoutingTrace | None = None) -> Tensor:
         """`[B, T]`, `[B, K + 2]` -> `[B, K + 2, p]`, unit length: the query, K documents, the query that has read them.
@@ -138,7 +110,8 @@ class UnifiedModel(nn.Module):
         Of head `listwise` only. A document's score is its product with the last.
         """
         assert isinstance(self.head, ListwiseHead)
-        return self.head(self._states(prompts, Task.RERANKING, trace, marks=self.head.place(marks)))
+        vectors: Tensor = self.head(self._states(prompts, Task.RERANKING, trace, marks=self.head.place(marks)))
+        return vectors
 
     def embed_feedback(self, prompts: TokenBatch, trace: RoutingTrace | None = None) -> Tensor:
         """`[B, T] -> [B, d]`, float32, unit length: queries that have read candidates, as head `cosine` has them."""
@@ -292,15 +265,6 @@ class UnifiedModel(nn.Module):
             sample = flat[:: max(1, len(flat) // 512)].to(torch.bfloat16).float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def _some_words(base: PreTrainedModel) -> Tensor:
-    """Up to 4,096 words as the layers see them, `[W, d]`: some decoders scale what is in the table."""
-    vocabulary = len(base.get_output_embeddings().weight)
-    ids = torch.arange(0, vocabulary, max(1, vocabulary // 4096), device=base.device)
-    words: Tensor = base.get_input_embeddings()(ids)
-    return words.cpu()
 
 
 def _layer(name: str) -> int:

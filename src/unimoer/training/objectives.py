@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
 from unimoer.training.parallel import ALONE, Group
 from unimoer.training.routing import RoutingLosses
-from unimoer.types import EmbeddingBatch, FeedbackBatch, ListBatch, RerankingBatch, Task, TokenBatch
+from unimoer.types import EmbeddingBatch, FeedbackBatch, ListBatch, PairBatch, RerankingBatch, Task, TokenBatch
 
 Batch = EmbeddingBatch | RerankingBatch
 
@@ -86,29 +87,10 @@ def _contrastive(embeddings: Tensor, batch: EmbeddingBatch, config: TrainingConf
 def _ranking(
     model: UnifiedModel, batch: RerankingBatch, config: TrainingConfig, traces: list[RoutingTrace], group: Group
 ) -> tuple[Tensor, dict[str, float]]:
-    device = str(model.device)
-    labels, settings = batch.labels.to(device), config.reranking.loss
+    labels, settings = batch.labels.to(str(model.device)), config.reranking.loss
     traces.append(trace := RoutingTrace())
-    if isinstance(batch, ListBatch):
-        own = model.list_vectors(group.share(batch.prompts).to(device), group.part(batch.marks).to(device), trace)
-        vectors = group.gather(own, len(labels))
-        if isinstance(settings, ListwiseConfig):
-            return listwise(
-                vectors,
-                labels,
-                temperature=settings.temperature,
-                disperse_weight=settings.disperse_weight,
-                dual_weight=settings.dual_weight,
-            )
-        scores = torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1])
-    elif isinstance(batch, FeedbackBatch):
-        queries = group.gather(model.embed_feedback(group.share(batch.prompts).to(device), trace), len(labels))
-        # Routed as the documents of retrieval are: no decision of reranking, and none of its router losses.
-        documents = _embed(model, batch.documents, None, group)
-        scores = torch.einsum("gkp,gp->gk", documents.view(*labels.shape, -1), queries)
-    else:
-        own = model.score(group.share(batch.pairs).to(device), trace)
-        scores = group.gather(own, labels.numel()).view(labels.shape)
+    found = model.head.group(model, _own_groups(batch, group), trace)
+    scores = group.gather(found.scores, len(labels))
     match settings:
         case BCEConfig():
             return bce(scores, labels, positive_weight=settings.positive_weight)
@@ -116,7 +98,32 @@ def _ranking(
             return group_softmax(scores, labels, temperature=settings.temperature)
         case RankNetConfig():
             return ranknet(scores, labels, scale=settings.scale)
-    raise TypeError(f"{type(settings).__name__} needs the vectors of a list")
+        case ListwiseConfig():
+            # The configuration gives this loss to heads with vectors alone.
+            assert found.vectors is not None
+            return listwise(
+                group.gather(found.vectors, len(labels)),
+                labels,
+                temperature=settings.temperature,
+                disperse_weight=settings.disperse_weight,
+                dual_weight=settings.dual_weight,
+            )
+
+
+def _own_groups(batch: RerankingBatch, group: Group) -> RerankingBatch:
+    """This process's groups of a batch, each with all its documents."""
+    if group.size == 1:
+        return batch
+    documents = batch.labels.shape[1]
+    labels = group.part(batch.labels)
+    match batch:
+        case PairBatch():
+            return replace(batch, pairs=group.share(batch.pairs, documents), labels=labels)
+        case ListBatch():
+            return replace(batch, prompts=group.share(batch.prompts), marks=group.part(batch.marks), labels=labels)
+        case FeedbackBatch():
+            own = group.share(batch.documents, documents)
+            return replace(batch, prompts=group.share(batch.prompts), documents=own, labels=labels)
 
 
 def _cached(

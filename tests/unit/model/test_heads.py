@@ -57,7 +57,7 @@ def test_yes_no_head_is_the_difference_of_two_rows() -> None:
 
 def test_linear_head_is_a_projection_without_bias_at_first() -> None:
     torch.manual_seed(0)
-    head, state = LinearHead(64, torch.device("cpu")), torch.randn(5, 64)
+    head, state = LinearHead(64), torch.randn(5, 64)
     assert isinstance(head.projection, nn.Linear)
     assert torch.allclose(head(state), (state * head.projection.weight).sum(1), atol=1e-6)
     assert head(state).shape == (5,)
@@ -66,7 +66,7 @@ def test_linear_head_is_a_projection_without_bias_at_first() -> None:
 
 def test_mlp_head_is_a_network_of_one_hidden_layer_without_biases_at_first() -> None:
     torch.manual_seed(0)
-    head, state = MLPHead(64, torch.device("cpu")), torch.randn(500, 64)
+    head, state = MLPHead(64), torch.randn(500, 64)
     hidden = nn.functional.gelu(state @ head.hidden.weight.t())
     assert hidden.shape == (500, 32)
     assert torch.allclose(head(state), hidden @ head.projection.weight[0], atol=1e-6)

@@ -1,0 +1,34 @@
+"""Scores of queries' candidates, whatever the score head reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unimoer.model.inference import Report, score, score_lists
+from unimoer.model.unified import UnifiedModel
+
+
+def score_candidates(
+    model: UnifiedModel,
+    queries: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    instruction: str | None = None,
+    *,
+    batch_tokens: int = 8192,
+    report: Report | None = None,
+) -> list[np.ndarray]:
+    """Float32 scores `[K]` of each query's texts, in their order: logits or cosines, as the head gives them.
+
+    A head that reads lists takes the candidates in the order given, best first.
+    """
+    if model.config.reranking.kind.reads_lists:
+        return score_lists(model, queries, candidates, instruction, batch_tokens=batch_tokens, report=report)
+    sizes = [len(group) for group in candidates]
+    if not any(sizes):
+        return [np.empty(0, dtype=np.float32) for _ in candidates]
+    repeated = [query for query, size in zip(queries, sizes, strict=True) for _ in range(size)]
+    ids = model.prompter.pairs(repeated, [text for group in candidates for text in group], instruction)
+    logits = score(model, ids, batch_tokens=batch_tokens, report=report)
+    return np.split(logits, np.cumsum(sizes)[:-1])
