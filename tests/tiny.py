@@ -37,6 +37,7 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.studies import planning
 from unimoer.training import setup
 from unimoer.training.loop import train
+from unimoer.training.parallel import ALONE, Group
 from unimoer.training.state import Counters
 from unimoer.types import (
     Document,
@@ -307,6 +308,7 @@ def train_arm(
     stop_after: int | None = None,
     model: UnifiedModel | None = None,
     keep: Sequence[int] = (),
+    group: Group = ALONE,
 ) -> Trained:
     """One arm through the real loop, tracker and probe; raises `InterruptedRunError` after a step when told to.
 
@@ -330,7 +332,7 @@ def train_arm(
             raise InterruptedRunError
 
     with mock.patch("unimoer.training.loop.build", recorded):
-        counters = train(spec, model, domains(config), folder, keep=keep, progress=stop)
+        counters = train(spec, model, domains(config), folder, keep=keep, progress=stop, group=group)
     return Trained(model, counters, seen)
 
 

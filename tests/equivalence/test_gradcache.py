@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor
 import tiny
 from unimoer.config.gradients import PCGradConfig
 from unimoer.losses.contrastive import infonce
+from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
 from unimoer.training.multitask import build_combiner
-from unimoer.types import Task, TokenBatch
+from unimoer.training.objectives import compute_loss
+from unimoer.training.routing import RoutingLosses
+from unimoer.types import EmbeddingBatch, Task, TokenBatch
 
 TOLERANCE = 5e-6
 """Of gradients through three layers: chunks sum them over rows in another order."""
@@ -130,3 +134,30 @@ def test_surgery_sees_the_gradient_of_the_whole_batch(base: Path) -> None:
     twins = other.trainable()
     for name, parameter in one.trainable().items():
         assert tiny.relative(parameter.grad, twins[name].grad) < TOLERANCE, name
+
+
+def test_a_replay_balances_against_what_the_first_pass_had_seen(base: Path, experiment: Callable[..., Any]) -> None:
+    """With surgery, the other task's batch of the same step comes in between, and is remembered."""
+    router = {"type": "softmax", "aux_loss_weight": 5.0, "z_loss_weight": 0.0, "noise_epsilon": 0.0}
+    settings = tiny.parsed(experiment(training__embedding__gradcache_rows=3)).training
+    batch = EmbeddingBatch("kitchen", QUERIES, DOCUMENTS, RELEVANT)
+    gradients = []
+    for newer in (False, True):
+        one = model(base, router=router)
+        # Routers that part, so that there is something to balance.
+        for name, parameter in one.trainable().items():
+            if ".routers." in name:
+                parameter.data *= 20
+        routing = RoutingLosses(one.config.adapter.router)
+        one.score(DOCUMENTS, trace := RoutingTrace())
+        routing.remember(Task.RERANKING, [trace])
+        loss, _ = compute_loss(one, batch, settings, routing=routing)
+        if newer:
+            seen = routing.state_dict()
+            routing.load_state_dict({name: mean.flip(0) for name, mean in seen.items()})
+        loss.backward()
+        gradients.append({name: p.grad for name, p in one.trainable().items() if ".routers." in name})
+    assert gradients[0]
+    for name, gradient in gradients[0].items():
+        assert gradient.any()
+        assert torch.equal(gradients[1][name], gradient), name

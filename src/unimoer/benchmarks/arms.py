@@ -87,7 +87,7 @@ def bench_arms(
         "routed, sequence, loop over experts": step(_as_loop(build("sequence"))),
         "routed, token, loop over experts": step(_as_loop(build("token"))),
     }
-    seconds = alternate(contenders, pairs=pairs)
+    seconds = alternate(contenders, device=device, pairs=pairs)
     precision = str(resolve_dtype("auto", device)).removeprefix("torch.")
     title = f"training step, {rows} x {length} tokens, {layers} layers of {base}, rank {rank}, {precision}, {device}"
     extra: dict[str, object] = {

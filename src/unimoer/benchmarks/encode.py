@@ -120,7 +120,7 @@ def bench_encode(
     sizes = (1,) if one_by_one else (32, 128)
     contenders = {f"sentence-transformers, batch {size}": with_peer(size) for size in sizes}
     peer_name = next(iter(contenders))
-    seconds = alternate({"unimoer": lambda: _void(own()), **contenders}, pairs=pairs, warmup=1)
+    seconds = alternate({"unimoer": lambda: _void(own()), **contenders}, device=device, pairs=pairs, warmup=1)
     title = _title(sample, one_by_one, f"{layers} layers of {base}, {device}")
     extra = {
         "bench": "encode",
@@ -168,7 +168,7 @@ def bench_encode_arms(
         "hard switch": run({"type": "hard"}, {task.value: rank // 2 for task in Task}),
         "one LoRA, merged": run(None),
     }
-    seconds = alternate(contenders, pairs=pairs, warmup=1)
+    seconds = alternate(contenders, device=device, pairs=pairs, warmup=1)
     title = _title(sample, one_by_one, f"{layers} layers of {base}, rank {rank}, {device}")
     extra: dict[str, object] = {"bench": "encode --arms", "one_by_one": one_by_one, "texts": len(sample)}
     extra |= {"layers": layers, "rank": rank}

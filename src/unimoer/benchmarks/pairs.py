@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +33,18 @@ class Ratio:
         }
 
 
-def alternate(contenders: Mapping[str, Callable[[], None]], *, pairs: int, warmup: int = 2) -> dict[str, list[float]]:
+def clock(device: torch.device) -> float:
+    """Seconds, read once the device has done all that it was asked for: launching is not running."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], None]], *, device: torch.device, pairs: int, warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds of every contender in every round, one after the other within a round."""
     for _ in range(warmup):
         for run in contenders.values():
@@ -42,9 +54,9 @@ def alternate(contenders: Mapping[str, Callable[[], None]], *, pairs: int, warmu
         # The order turns round from pair to pair: whoever goes second may find the caches warm or the core hot.
         names = list(contenders)[:: 1 if number % 2 == 0 else -1]
         for name in names:
-            started = time.perf_counter()
+            started = clock(device)
             contenders[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock(device) - started)
     return seconds
 
 

@@ -83,7 +83,7 @@ def bench_train(
         "PEFT, eager attention": peft_step("eager", True),
         "PEFT, eager attention, adapters in the base's precision": peft_step("eager", False),
     }
-    seconds = alternate(contenders, pairs=pairs)
+    seconds = alternate(contenders, device=device, pairs=pairs)
     precision = str(resolve_dtype("auto", device)).removeprefix("torch.")
     title = f"training step, {rows} x {length} tokens, {layers} layers of {base}, rank {rank}, {precision}, {device}"
     extra = {"bench": "train", "rows": rows, "length": length, "layers": layers, "rank": rank, "dtype": precision}

@@ -90,12 +90,10 @@ class Combiner:
             [_add(*pair) for pair in zip(*pairs, strict=True)] for pairs in zip(before, found, strict=True)
         ]
         seen = {task: loss.item() for task, loss in losses.items()} if values is None else values
-        self._loss_sum += torch.tensor(
-            [weight * seen[task] for task, weight in self.weights.items()], dtype=torch.float64
-        )
+        self._loss_sum += torch.tensor([seen[task] for task in self.weights], dtype=torch.float64)
         self._calls += 1
         gram = _gram(self._gradients) / self._calls**2
-        coefficients = self.coefficients(gram, self._loss_sum / self._calls).tolist()
+        coefficients = self.coefficients(gram, self._weighted(self._loss_sum / self._calls)).tolist()
         for parameter, *gradients in zip(parameters, *self._gradients, strict=True):
             total: Tensor | None = None
             for coefficient, gradient in zip(coefficients, gradients, strict=True):
@@ -103,6 +101,9 @@ class Combiner:
             if total is not None:
                 parameter.grad = total
         return self._log(gram, coefficients)
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        return torch.tensor(list(self.weights.values()), dtype=torch.float64) * values
 
     def coefficients(self, gram: Tensor, losses: Tensor) -> Tensor:
         """`[T]` from the gradients' inner products `[T, T]` and the weighted losses `[T]`, all float64 on the CPU."""
@@ -310,7 +311,7 @@ class FAMO(_LearnedWeights):
 
     def after_step(self, losses: Callable[[], Mapping[Task, float]]) -> None:
         now = losses()
-        weighted = torch.tensor([weight * now[task] for task, weight in self.weights.items()], dtype=torch.float64)
+        weighted = self._weighted(torch.tensor([now[task] for task in self.weights], dtype=torch.float64))
         self._descend(self._losses.log() - self._shifted(weighted).log())
         super().after_step(losses)
 

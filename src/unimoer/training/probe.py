@@ -124,7 +124,7 @@ def _relabelled(sample: Sample, positive: str) -> Sample:
 
 
 def estimate_probe_bytes(model: ModelConfig, training: TrainingConfig, number_bytes: int) -> int:
-    """What a probe needs at most beside the model, in bytes; texts are taken to be as long as they may be.
+    """About what a probe needs beside the model, in bytes, when all texts are as long as they may be.
 
     Args:
         number_bytes: of one number of the base's precision.
@@ -133,29 +133,30 @@ def estimate_probe_bytes(model: ModelConfig, training: TrainingConfig, number_by
         UserError: the base model is missing.
     """
     base = read_architecture(model)
-    width, layers = base.hidden_size, base.num_hidden_layers
+    width, inner = base.hidden_size, base.intermediate_size
     head = getattr(base, "head_dim", None) or width // base.num_attention_heads
     query, keys = base.num_attention_heads * head, 2 * base.num_key_value_heads * head
     # Inputs and outputs of qkv, o, gate_up and down.
-    traffic = (width + query + keys) + (query + width) + (width + 2 * base.intermediate_size)
-    traffic += base.intermediate_size + width
+    traffic = (width + query + keys) + (query + width) + (width + 2 * inner) + (inner + width)
     prompts, half = model.prompts, training.probe.batch_size // 2
-    frame = _tokens(prompts.candidate if model.reranking.head in READS_LISTS else prompts.pair)
+    reads_lists = model.reranking.head in READS_LISTS
+    frame = _tokens(prompts.candidate if reads_lists else prompts.pair)
     pair = prompts.max_query_tokens + prompts.max_document_tokens + frame
     groups = half * (1 + training.reranking.negatives) * pair
-    if model.reranking.head in READS_LISTS:
+    if reads_lists:
         groups += half * (_tokens(prompts.candidates) + 2 * prompts.max_query_tokens)
     if model.reranking.head == "cosine":
         groups += half * (1 + training.reranking.negatives) * prompts.max_document_tokens
     texts = half * (prompts.max_query_tokens + _tokens(prompts.query))
     texts += half * (1 + training.embedding.negatives) * (prompts.max_document_tokens + _tokens(prompts.document))
     tokens = 2 * (groups + texts)
-    kept = tokens * layers * width * number_bytes
-    # The traffic of one layer, its inputs once more in float32, and the activations that its backward pass needs.
-    one_layer = tokens * traffic * (number_bytes + 4) + max(groups, texts) * traffic * 2 * number_bytes
+    kept = tokens * base.num_hidden_layers * width * number_bytes
+    # The traffic of one layer, the widest input once more in float32, and what the layer's backward pass holds.
+    one_layer = tokens * (traffic * number_bytes + max(inner, query) * 4)
+    one_layer += max(groups, texts) * traffic * 2 * number_bytes
     return kept + one_layer + 2 * BLOCK_BYTES
 
 
 def _tokens(template: str) -> int:
-    """At most, of a template's own text: no tokenizer needs fewer than three characters a token on average."""
+    """Roughly, of a template's own text: three characters a token."""
     return len(template) // 3 + 1

@@ -90,9 +90,10 @@ class RandomNumbers:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if len(state["cpu"]) != self.group.size:
             raise UserError(f"was saved by {len(state['cpu'])} processes, not {self.group.size}; start as many again")
-        torch.set_rng_state(state["cpu"][self.group.rank])
+        # As copies: a generator reads a view from the start of the tensor that it is a view of.
+        torch.set_rng_state(state["cpu"][self.group.rank].clone())
         if "cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"][self.group.rank], self.device)
+            torch.cuda.set_rng_state(state["cuda"][self.group.rank].clone(), self.device)
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Stateful], group: Group = ALONE) -> None:

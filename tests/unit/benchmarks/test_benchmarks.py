@@ -42,9 +42,21 @@ def test_the_loop_over_experts_computes_what_the_layer_computes(tokens: int, rou
 
 def test_contenders_take_turns_and_swap_who_goes_first() -> None:
     calls: list[str] = []
-    seconds = alternate({name: lambda name=name: calls.append(name) for name in "ab"}, pairs=3, warmup=1)
+    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = alternate(contenders, device=tiny.CPU, pairs=3, warmup=1)
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
     assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_gpu_has_finished_whenever_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the start, so that no work of the other contender is counted, and before the end."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(f"wait for {device}"))
+    alternate({"a": lambda: calls.append("run")}, device=torch.device("cuda", 1), pairs=2, warmup=0)
+    assert calls == ["wait for cuda:1", "run", "wait for cuda:1"] * 2
+    calls.clear()
+    alternate({"a": lambda: calls.append("run")}, device=tiny.CPU, pairs=1, warmup=0)
+    assert calls == ["run"]
 
 
 def test_the_ratio_is_of_pairs_and_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:

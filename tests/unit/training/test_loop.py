@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import tiny
 from unimoer.config import OptimizerConfig, StudyConfig
 from unimoer.errors import UserError
+from unimoer.training import multitask
 from unimoer.training import step as one_step
 from unimoer.training.objectives import compute_loss
 from unimoer.training.optimizer import Optimizer
@@ -246,6 +248,46 @@ def test_a_mixed_step_is_the_gradient_of_the_weighted_sum(gradients: str, experi
         # A is not reached while B is zero.
         if ".a." not in name:
             assert tiny.relative(trained.trainable()[name].grad, parameter.grad) < 1e-5, name
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_famo_sees_no_progress_where_nothing_moved(
+    rows: int | None, experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, with dropout, jitter and router losses; and that it looks can be told from its logits later."""
+    falls: list[Tensor] = []
+    real = multitask.FAMO._descend
+
+    def descend(self: multitask.FAMO, slopes: Tensor) -> None:
+        falls.append(slopes.clone())
+        real(self, slopes)
+
+    monkeypatch.setattr(multitask.FAMO, "_descend", descend)
+    noise = {"noise_epsilon": 0.2, "logit_noise": 0.3, "expert_dropout": 0.3, "z_loss_weight": 0.5}
+    arm = {"schedule": "mixed", "experts": {"a": 1, "b": 1}, "router": {"type": "topk", "bias_rate": 0.1, **noise}}
+    arm["set"] = {"training.gradients": {"type": "famo"}}
+    changes = {"model__adapter": {"rank": 12, "alpha": 12.0, "dropout": 0.3}, "training__ranking_weight": 0.3}
+    changes |= {"training__optimizer": {"lr": 1e-2, "accumulation": 2, "warmup_ratio": 0.0}}
+    config = tiny.parsed(experiment(custom_arms={"mine": arm}, training__embedding__gradcache_rows=rows, **changes))
+    with monkeypatch.context() as still:
+        still.setattr(Optimizer, "step", lambda self: None)
+        tiny.train_arm(config, "mine", tmp_path / "still")
+    assert len(falls) == 6
+    assert all(torch.equal(fall, torch.zeros(2, dtype=torch.float64)) for fall in falls)
+    falls.clear()
+    tiny.train_arm(config, "mine", tmp_path / "moving")
+    assert all(fall.all() for fall in falls)
+
+
+def test_recomputing_losses_draws_no_random_numbers(experiment: Make, tmp_path: Path) -> None:
+    """A FAMO that never changes its weights trains as GradNorm at equal weights would: same masks in every step."""
+    changes = {"model__adapter": {"rank": 4, "alpha": 8.0, "dropout": 0.5}, "training__optimizer": {"lr": 1e-9}}
+    losses = {}
+    for method in ("famo", "pcgrad"):
+        config = tiny.parsed(experiment(training__gradients={"type": method}, **changes))
+        tiny.train_arm(config, "joint_mixed", tmp_path / method)
+        losses[method] = [line["loss"] for line in tiny.lines(tmp_path / method / "metrics.jsonl")]
+    assert losses["famo"] == pytest.approx(losses["pcgrad"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("arm", "weight"), [("joint_mixed", 0.3), ("joint_single", 1.0)])
