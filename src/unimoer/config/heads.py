@@ -12,7 +12,7 @@ from unimoer.config.training import BCEConfig, GroupSoftmaxConfig, RankingLossCo
 
 Reads = Literal["pairs", "marked lists", "lists"]
 """A query with one document; one prompt of a query and its candidates, read at marks or as a whole."""
-HeadName = Literal["yes_no", "linear", "mlp", "listwise", "cosine"]
+HeadName = Literal["yes_no", "linear", "mlp", "interaction", "listwise", "cosine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class HeadKind:
     """Its scores are cosines; otherwise logits, whose sigmoid is the probability of relevance."""
     last_token: str = ""
     """What it reads, if that needs pooling `last`."""
+    two_parts: bool = False
+    """It reads a prompt's query and document as two means, which no other format says."""
     own_loss: str = ""
     """Type of the loss that reads more of it than scores."""
 
@@ -37,6 +39,7 @@ HEADS: dict[HeadName, HeadKind] = {
     "yes_no": HeadKind(learned=False, last_token="the token after the prompt's suffix"),
     "linear": HeadKind(),
     "mlp": HeadKind(last_token="the last token"),
+    "interaction": HeadKind(two_parts=True),
     "listwise": HeadKind(reads="marked lists", cosine=True, own_loss="listwise"),
     "cosine": HeadKind(reads="lists", cosine=True, learned=False),
 }

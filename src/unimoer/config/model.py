@@ -22,6 +22,9 @@ class ScoreHeadConfig(TaskHeadConfig):
     head: HeadName = "yes_no"
     """`yes_no`: logit("yes") - logit("no") of the LM head at the pooled state. `linear`: a learned projection of it.
     `mlp`: a learned network of one hidden layer.
+    `interaction`: the cosine of the query's and the document's mean states, both read in one pass over the pair, times
+    a learned scale. `prompts.pair` needs one control token between the two, such as
+    `<|im_start|>{query}<|im_end|>{document}`.
     `listwise`: one prompt holds the query and its candidates; the cosine of learned marks after them, through a
     learned projector (after jina-reranker-v3, arXiv 2509.25085); `pooling` is not used.
     `cosine`: nothing is learned beside the adapter; the cosine of a query that has read its candidates, pooled, and
@@ -43,6 +46,8 @@ class ScoreHeadConfig(TaskHeadConfig):
     def _pooling_fits_the_head(self) -> ScoreHeadConfig:
         if self.kind.last_token and self.pooling != "last":
             raise ValueError(f"head '{self.head}' reads {self.kind.last_token}: it needs pooling 'last'")
+        if self.kind.two_parts and self.pooling != "mean":
+            raise ValueError(f"head '{self.head}' compares means of a prompt's two parts: it needs pooling 'mean'")
         return self
 
 

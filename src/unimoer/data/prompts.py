@@ -83,6 +83,26 @@ class Prompter:
         ]
         return [self._prefix + ids for ids in self._tokenise(prompts)]
 
+    def separator(self) -> tuple[int, list[int]]:
+        """The control token between query and document in `pair`, and all control tokens that it can be told from.
+
+        No user's text has any, so the first one's only place in a prompt is where the template puts it.
+
+        Raises:
+            UserError: the template does not have exactly one between the two, or has that one elsewhere too.
+        """
+        added = self.tokenizer.get_added_vocab()
+        control = [added[token] for token in self._control]
+        [pair] = self._tokenise([self.config.pair])
+        between = re.split(r"\{query\}|\{document\}", self.config.pair)[1]
+        found = [token for token in self._tokenise([between])[0] if token in control]
+        if len(found) != 1 or (self._prefix + pair).count(found[0]) != 1:
+            raise UserError(
+                "model.prompts.pair: head 'interaction' needs one control token between {query} and {document} that is "
+                'nowhere else in it, such as "<|im_start|>{query}<|im_end|>{document}"'
+            )
+        return found[0], control
+
     def lists(
         self,
         queries: Sequence[str],

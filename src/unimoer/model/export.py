@@ -39,13 +39,12 @@ def check_new(folder: Path) -> None:
 
 
 def check_pairs(config: ModelConfig, tasks: Sequence[Task]) -> None:
-    """Raises: UserError when reranking is to be exported, and its head does not read pairs."""
+    """Raises: UserError when reranking is to be exported, and its head does not read one pooled state of a pair."""
     head = config.reranking
-    if Task.RERANKING in tasks and head.kind.reads_lists:
-        way_out = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
-        raise UserError(
-            f"head '{head.head}' reads a query with all its candidates, which no other format says{way_out}"
-        )
+    if Task.RERANKING in tasks and (head.kind.reads_lists or head.kind.two_parts):
+        reads = "two parts of a prompt" if head.kind.two_parts else "a query with all its candidates"
+        instead = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
+        raise UserError(f"head '{head.head}' reads {reads}, which no other format says{instead}")
 
 
 def export_model(

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unimoer.config import ModelConfig
-from unimoer.config.heads import HeadName
 from unimoer.errors import UserError
-from unimoer.model.listwise import FeedbackHead, ListwiseHead
 from unimoer.model.routing import RoutingTrace
 from unimoer.model.score_head import GroupScores, ScoreHead
-from unimoer.types import PairBatch, RerankingBatch
+from unimoer.types import PairBatch, RerankingBatch, TokenBatch
 
 if TYPE_CHECKING:
     from unimoer.model.unified import UnifiedModel
@@ -36,7 +34,12 @@ def pool(hidden: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
 
 
 class PairHead(ScoreHead):
-    """Reads the pooled state of one query with one document, `[B, d] -> [B]`."""
+    """Reads one query with one document: their pooled state, `[B, d] -> [B]`, unless it says otherwise."""
+
+    def read(self, states: Tensor, batch: TokenBatch, pooling: Literal["last", "mean"]) -> Tensor:
+        """States of all tokens `[B, T, d] -> [B]`."""
+        scores: Tensor = self(pool(states, batch.attention_mask, pooling))
+        return scores
 
     def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
         assert isinstance(batch, PairBatch)
@@ -112,23 +115,3 @@ class MLPHead(PairHead):
     def forward(self, state: Tensor) -> Tensor:
         """`[B, d] -> [B]`."""
         return self.projection(F.gelu(self.hidden(state))).squeeze(-1)
-
-
-HEADS: dict[HeadName, type[ScoreHead]] = {
-    "yes_no": YesNoHead,
-    "linear": LinearHead,
-    "mlp": MLPHead,
-    "listwise": ListwiseHead,
-    "cosine": FeedbackHead,
-}
-
-
-def build_head(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, seed: int) -> ScoreHead:
-    """The head of a configuration, on the base's device; `seed` alone decides what it starts with.
-
-    Raises:
-        UserError: the tokenizer has not the tokens that it reads.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HEADS[config.reranking.head].build(base, tokenizer, config).to(base.device)

@@ -16,7 +16,8 @@ from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
 from unimoer.model.decoder import build_decoder
-from unimoer.model.heads import build_head, pool
+from unimoer.model.head_table import build_head
+from unimoer.model.heads import PairHead, pool
 from unimoer.model.listwise import ListwiseHead, Marks, check_length
 from unimoer.model.pilots import Pilots
 from unimoer.model.routers import Router, Standardiser
@@ -63,10 +64,25 @@ class UnifiedModel(nn.Module):
         marks: Marks | None = None,
     ) -> Tensor:
         """Pooled, `[B, d]`, or at the marks, `[B, M, d]`."""
-        way = self.config.embedding if task is Task.EMBEDDING else self.config.reranking
+        states = self._decode(batch, task, trace, expert, marks)
+        pooling = (self.config.embedding if task is Task.EMBEDDING else self.config.reranking).pooling
+        return pool(states, batch.attention_mask, pooling) if marks is None else marks.read(states)
+
+    def _decode(
+        self,
+        batch: TokenBatch,
+        task: Task,
+        trace: RoutingTrace | None,
+        expert: str | None = None,
+        marks: Marks | None = None,
+    ) -> Tensor:
+        """The states of all tokens, `[B, T, d]`."""
+        settings = self.config.embedding if task is Task.EMBEDDING else self.config.reranking
         context = RoutingContext(task, batch.attention_mask, self._choose(batch, expert))
-        states = self.decoder(batch, causal=way.attention == "causal", context=context, trace=trace, marks=marks)
-        return pool(states, batch.attention_mask, way.pooling) if marks is None else marks.read(states)
+        states: Tensor = self.decoder(
+            batch, causal=settings.attention == "causal", context=context, trace=trace, marks=marks
+        )
+        return states
 
     def _choose(self, batch: TokenBatch, expert: str | None) -> Tensor | None:
         """The expert of each row: as told, or by its nearest pilot; None where the routers decide, and in training."""
@@ -101,8 +117,8 @@ class UnifiedModel(nn.Module):
             raise UserError(
                 f"model.reranking.head: '{head.head}' scores a query's candidates together, not single pairs"
             )
-        scores: Tensor = self.head(self._states(batch, Task.RERANKING, trace, expert))
-        return scores
+        assert isinstance(self.head, PairHead)
+        return self.head.read(self._decode(batch, Task.RERANKING, trace, expert), batch, head.pooling)
 
     def list_vectors(self, prompts: TokenBatch, marks: Tensor, trace: RoutingTrace | None = None) -> Tensor:
         """`[B, T]`, `[B, K + 2]` -> `[B, K + 2, p]`, unit length: the query, K documents, the query that has read them.

@@ -1,0 +1,52 @@
+"""A score from both parts of a pair, read together: the head that learns within a small budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unimoer.config import ModelConfig
+from unimoer.data.prompts import Prompter
+from unimoer.model.heads import PairHead, pool
+from unimoer.types import TokenBatch
+
+SCALE = 20.0
+"""Of a cosine at the start: the inverse of the temperature that retrieval trains with."""
+
+
+class InteractionHead(PairHead):
+    """A learned scale times the cosine of two means: of the states before a separator, and of those after it.
+
+    Both parts, a query and a document, are read in one pass, so the later one has seen the other. Similar texts have
+    similar states before anything is trained: a projection has to find that direction first, which takes it hundreds of
+    steps. Control tokens, the separator among them, are in neither mean; the first position of a decoder attracts
+    attention whatever stands there, so a prompt should begin with one.
+    """
+
+    control: Tensor
+
+    def __init__(self, separator: int, control: Collection[int]) -> None:
+        super().__init__()
+        self.separator = separator
+        self.register_buffer("control", torch.tensor(sorted(control)), persistent=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    @classmethod
+    def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
+        return cls(*Prompter(tokenizer, config.prompts).separator())
+
+    def read(self, states: Tensor, batch: TokenBatch, pooling: str) -> Tensor:
+        """`[B, T, d] -> [B]`; the separator stands once in every row."""
+        mask = batch.attention_mask
+        # A padding token may be the separator's.
+        after = ((batch.input_ids == self.separator) & mask.bool()).cumsum(1)
+        text = mask * ~torch.isin(batch.input_ids, self.control)
+        first, second = pool(states, text * (1 - after), "mean"), pool(states, text * after, "mean")
+        return self.log_scale.exp() * F.cosine_similarity(first, second, dim=-1) + self.bias
