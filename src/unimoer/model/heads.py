@@ -14,7 +14,7 @@ from unimoer.config.heads import HeadName
 from unimoer.errors import UserError
 from unimoer.model.listwise import FeedbackHead, ListwiseHead
 from unimoer.model.routing import RoutingTrace
-from unimoer.model.score_head import GroupScores, ScoreHead
+from unimoer.model.score_head import WHOLE, BatchScores, ScoreHead, Split
 from unimoer.types import PairBatch, RerankingBatch
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ def pool(hidden: Tensor, mask: Tensor, how: Literal["last", "mean"]) -> Tensor:
 class PairHead(ScoreHead):
     """Reads the pooled state of one query with one document, `[B, d] -> [B]`."""
 
-    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+    def score_batch(
+        self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace, split: Split = WHOLE
+    ) -> BatchScores:
         assert isinstance(batch, PairBatch)
-        return GroupScores(model.score(batch.pairs.to(str(model.device)), trace).view(batch.labels.shape))
+        own = model.score(split.share(batch.pairs).to(str(model.device)), trace)
+        return BatchScores(split.gather(own, batch.labels.numel()).view(batch.labels.shape))
 
 
 class YesNoHead(PairHead):

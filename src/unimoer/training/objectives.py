@@ -81,7 +81,7 @@ def _ranking(
 ) -> tuple[Tensor, dict[str, float]]:
     labels, settings = batch.labels.to(str(model.device)), config.reranking.loss
     traces.append(trace := RoutingTrace())
-    found = model.head.group(model, batch, trace)
+    found = model.head.score_batch(model, batch, trace)
     match settings:
         case BCEConfig():
             return bce(found.scores, labels, positive_weight=settings.positive_weight)
