@@ -82,7 +82,7 @@ def test_a_loss_trains_it_or_is_refused(name: HeadName, loss: Any, base: Path) -
         for number in range(2)
     ]
     batch = collator.reranking("kitchen", samples)
-    found = model.head.group(model, batch, RoutingTrace())
+    found = model.head.score_batch(model, batch, RoutingTrace())
     assert found.scores.shape == (2, 3)
     assert (found.vectors is not None) == bool(kind.own_loss)
     training = {"embedding": {"steps": 1}, "reranking": {"steps": 1, "loss": loss}}

@@ -73,7 +73,10 @@ class PromptConfig(Strict):
     """One of `{candidates}`."""
     instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
     append_eos: bool = True
-    """End embedding inputs with the tokenizer's end-of-text token, where last-token pooling reads."""
+    """End embedding inputs with the end-of-text token, where last-token pooling reads."""
+    eos_token: str | None = None
+    """That token. Empty: `<|endoftext|>` for Qwen2 and Qwen3, whose chat tokenizers name another one; elsewhere the
+    tokenizer's own."""
     max_query_tokens: int = Field(64, ge=4)
     max_document_tokens: int = Field(448, ge=4)
 

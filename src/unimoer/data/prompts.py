@@ -16,6 +16,9 @@ from unimoer.config import PromptConfig
 from unimoer.errors import UserError
 
 FIELDS = re.compile(r"\{(instruction|query|document|candidates|number|mark)\}")
+END_OF_TEXT = {"qwen2": "<|endoftext|>", "qwen3": "<|endoftext|>"}
+"""By type of model, where the tokenizer's own end token is another for chat models: they end a turn by `<|im_end|>`,
+Qwen3-Embedding a text by `<|endoftext|>`."""
 MARK = "\0"
 """Stands for a mark in a rendered prompt, where no tokenizer's word can be taken for it; users' texts lose theirs."""
 WINDOW = 16
@@ -31,7 +34,8 @@ class Prompter:
         UserError: a template lacks its field, or the tokenizer cannot say which characters a token covers.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig, family: str | None = None) -> None:
+        """`family` is the base's model type, which decides the default end of a text."""
         if not tokenizer.is_fast:
             raise UserError("model.base: its tokenizer has no fast version, which truncation of prompts needs")
         for name, template, fields in (
@@ -49,12 +53,24 @@ class Prompter:
         self.tokenizer = tokenizer
         self.config = config
         self._prefix = [tokenizer.bos_token_id] if self._adds_bos(tokenizer) else []
-        self._suffix = [tokenizer.eos_token_id] if config.append_eos else []
-        if self._suffix == [None]:
-            raise UserError("model.prompts.append_eos: the tokenizer has no end-of-text token; set it to false")
+        self._suffix = [self._end_of_text(family)] if config.append_eos else []
         # Control tokens inside user text would let a document end the prompt it stands in.
         # Runs of white space, which some tokenizers add to their vocabulary, are text and stay.
         self._control = [token for token in tokenizer.get_added_vocab() if token.strip()]
+
+    def _end_of_text(self, family: str | None) -> int:
+        vocabulary = self.tokenizer.get_vocab()
+        told = self.config.eos_token
+        if told is not None and told not in vocabulary:
+            raise UserError(f"model.prompts.eos_token: '{told}' is not one token of this tokenizer")
+        usual = END_OF_TEXT.get(family or "")
+        token = told or (usual if usual in vocabulary else self.tokenizer.eos_token)
+        if token is None:
+            raise UserError(
+                "model.prompts.append_eos: the tokenizer has no end-of-text token; name one as "
+                "model.prompts.eos_token, or set append_eos to false"
+            )
+        return int(vocabulary[token])
 
     @staticmethod
     def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

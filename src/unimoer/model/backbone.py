@@ -53,17 +53,25 @@ def resolve_device(name: str) -> torch.device:
         available = ", ".join(kind for kind, there in present.items() if there)
         raise UserError(f"--device {name}: not available on this machine; available: {available}")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name}: not a device; for example cpu or cuda:0") from error
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        last = f"{kind}:{count - 1}"
+        raise UserError(f"--device {name}: no such device; the last one on this machine is {last}")
+    return device
 
 
 def resolve_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 where the device multiplies it natively: 4 times float32's rate on such CPUs."""
+    """`auto` takes bfloat16 where the device multiplies it natively: 4 times float32's rate on such CPUs.
+
+    GPUs before compute capability 8.0 (T4, V100) compute with bfloat16 by way of float32, slower than with float32.
+    """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     else:

@@ -205,6 +205,8 @@ def _write_sentence_transformer(model: UnifiedModel, width: int, tokenizer: Any,
         prefixes[kind] = template.removesuffix(f"{{{kind}}}").replace("{instruction}", prompts.instruction)
     tokenizer.chat_template = None
     tokenizer.add_bos_token = bool(prompter._prefix)
+    if prompter._suffix:
+        [tokenizer.eos_token] = tokenizer.convert_ids_to_tokens(prompter._suffix)
     tokenizer.add_eos_token = bool(prompter._suffix)
     longest = max(
         len(prompter.queries([""])[0]) + prompts.max_query_tokens,

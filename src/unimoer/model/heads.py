@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unimoer.config import ModelConfig
 from unimoer.errors import UserError
 from unimoer.model.routing import RoutingTrace
-from unimoer.model.score_head import GroupScores, ScoreHead
+from unimoer.model.score_head import WHOLE, BatchScores, ScoreHead, Split
 from unimoer.types import PairBatch, RerankingBatch, TokenBatch
 
 if TYPE_CHECKING:
@@ -41,9 +41,12 @@ class PairHead(ScoreHead):
         scores: Tensor = self(pool(states, batch.attention_mask, pooling))
         return scores
 
-    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+    def score_batch(
+        self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace, split: Split = WHOLE
+    ) -> BatchScores:
         assert isinstance(batch, PairBatch)
-        return GroupScores(model.score(batch.pairs.to(str(model.device)), trace).view(batch.labels.shape))
+        own = model.score(split.share(batch.pairs).to(str(model.device)), trace)
+        return BatchScores(split.gather(own, batch.labels.numel()).view(batch.labels.shape))
 
 
 class YesNoHead(PairHead):

@@ -20,7 +20,7 @@ from unimoer.config import ModelConfig
 from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError
 from unimoer.model.routing import RoutingTrace
-from unimoer.model.score_head import GroupScores, ScoreHead
+from unimoer.model.score_head import WHOLE, BatchScores, ScoreHead, Split
 from unimoer.types import FeedbackBatch, ListBatch, RerankingBatch
 
 if TYPE_CHECKING:
@@ -72,11 +72,14 @@ class ListwiseHead(ScoreHead):
         words: Tensor = base.get_input_embeddings()(ids)
         return cls(words.cpu())
 
-    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+    def score_batch(
+        self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace, split: Split = WHOLE
+    ) -> BatchScores:
         assert isinstance(batch, ListBatch)
         device = str(model.device)
-        vectors = model.list_vectors(batch.prompts.to(device), batch.marks.to(device), trace)
-        return GroupScores(torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1]), vectors)
+        own = model.list_vectors(split.share(batch.prompts).to(device), split.part(batch.marks).to(device), trace)
+        vectors = split.gather(own, len(batch.labels))
+        return BatchScores(torch.einsum("gkp,gp->gk", vectors[:, 1:-1], vectors[:, -1]), vectors)
 
     def place(self, positions: Tensor) -> Marks:
         """Marks for `positions [B, K + 2]`: a query's, K documents', a query's."""
@@ -97,13 +100,16 @@ class FeedbackHead(ScoreHead):
     def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
         return cls()
 
-    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
+    def score_batch(
+        self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace, split: Split = WHOLE
+    ) -> BatchScores:
         assert isinstance(batch, FeedbackBatch)
         device = str(model.device)
-        queries = model.embed_feedback(batch.prompts.to(device), trace)
+        own = model.embed_feedback(split.share(batch.prompts).to(device), trace)
+        queries = split.gather(own, len(batch.labels))
         # Routed as the documents of retrieval are: no decision of reranking, and none of its router losses.
-        documents = model.embed(batch.documents.to(device))
-        return GroupScores(torch.einsum("gkp,gp->gk", documents.view(*batch.labels.shape, -1), queries))
+        documents = split.gather(model.embed(split.share(batch.documents).to(device)), batch.labels.numel())
+        return BatchScores(torch.einsum("gkp,gp->gk", documents.view(*batch.labels.shape, -1), queries))
 
 
 def check_length(prompter: Prompter, config: ModelConfig, longest: int | None) -> None:

@@ -46,13 +46,8 @@ class Moments:
     """Sums over what the decisions of one forward pass have read, as distances from a router's centre."""
 
     count: Tensor
-    total: Tensor
-    """`[d]`"""
-    squares: Tensor
-    """`[d]`"""
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+    sums: Tensor
+    """Of the distances and of their squares, `[2, d]`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,21 +4,53 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unimoer.config import ModelConfig
 from unimoer.model.routing import RoutingTrace
-from unimoer.types import RerankingBatch
+from unimoer.types import RerankingBatch, TokenBatch
 
 if TYPE_CHECKING:
     from unimoer.model.unified import UnifiedModel
 
 
+class Split(Protocol):
+    """The processes that compute a batch together, row by row."""
+
+    def share(self, batch: TokenBatch) -> TokenBatch:
+        """This process's rows."""
+        ...
+
+    def part(self, values: Tensor) -> Tensor:
+        """This process's rows of a tensor that all have."""
+        ...
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """The rows of all, `[own rows, ...] -> [total, ...]`."""
+        ...
+
+
+class _Whole:
+    """One process, which computes everything."""
+
+    def share(self, batch: TokenBatch) -> TokenBatch:
+        return batch
+
+    def part(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        return own
+
+
+WHOLE = _Whole()
+
+
 @dataclass(frozen=True, slots=True)
-class GroupScores:
+class BatchScores:
     """Scores `[G, K]` of a training batch, and, of a head with a loss of its own, the vectors behind them."""
 
     scores: Tensor
@@ -34,8 +66,10 @@ class ScoreHead(nn.Module):
         """For a loaded base; whatever is random is drawn on the CPU."""
 
     @abstractmethod
-    def group(self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace) -> GroupScores:
-        """Score a training batch of the form that this head reads."""
+    def score_batch(
+        self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace, split: Split = WHOLE
+    ) -> BatchScores:
+        """Score a training batch of the form that this head reads; `split` says which rows are computed here."""
 
     def describe(self) -> dict[str, Any]:
         """What an export must say of it beside its type and its weights."""

@@ -34,7 +34,7 @@ class UnifiedModel(nn.Module):
         self.config = config
         base, tokenizer = load_backbone(config, device)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
-        self.prompter = Prompter(tokenizer, config.prompts)
+        self.prompter = Prompter(tokenizer, config.prompts, base.config.model_type)
         if config.reranking.kind.reads_lists:
             check_length(self.prompter, config, getattr(base.config, "max_position_embeddings", None))
         self.head = build_head(base, tokenizer, config, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
 from unimoer.training.parallel import ALONE, Group
 from unimoer.training.routing import RoutingLosses
-from unimoer.types import EmbeddingBatch, FeedbackBatch, ListBatch, PairBatch, RerankingBatch, Task, TokenBatch
+from unimoer.types import EmbeddingBatch, RerankingBatch, Task, TokenBatch
 
 Batch = EmbeddingBatch | RerankingBatch
 
@@ -89,41 +88,24 @@ def _ranking(
 ) -> tuple[Tensor, dict[str, float]]:
     labels, settings = batch.labels.to(str(model.device)), config.reranking.loss
     traces.append(trace := RoutingTrace())
-    found = model.head.group(model, _own_groups(batch, group), trace)
-    scores = group.gather(found.scores, len(labels))
+    found = model.head.score_batch(model, batch, trace, group)
     match settings:
         case BCEConfig():
-            return bce(scores, labels, positive_weight=settings.positive_weight)
+            return bce(found.scores, labels, positive_weight=settings.positive_weight)
         case GroupSoftmaxConfig():
-            return group_softmax(scores, labels, temperature=settings.temperature)
+            return group_softmax(found.scores, labels, temperature=settings.temperature)
         case RankNetConfig():
-            return ranknet(scores, labels, scale=settings.scale)
+            return ranknet(found.scores, labels, scale=settings.scale)
         case ListwiseConfig():
             # The configuration gives this loss to heads with vectors alone.
             assert found.vectors is not None
             return listwise(
-                group.gather(found.vectors, len(labels)),
+                found.vectors,
                 labels,
                 temperature=settings.temperature,
                 disperse_weight=settings.disperse_weight,
                 dual_weight=settings.dual_weight,
             )
-
-
-def _own_groups(batch: RerankingBatch, group: Group) -> RerankingBatch:
-    """This process's groups of a batch, each with all its documents."""
-    if group.size == 1:
-        return batch
-    documents = batch.labels.shape[1]
-    labels = group.part(batch.labels)
-    match batch:
-        case PairBatch():
-            return replace(batch, pairs=group.share(batch.pairs, documents), labels=labels)
-        case ListBatch():
-            return replace(batch, prompts=group.share(batch.prompts), marks=group.part(batch.marks), labels=labels)
-        case FeedbackBatch():
-            own = group.share(batch.documents, documents)
-            return replace(batch, prompts=group.share(batch.prompts), documents=own, labels=labels)
 
 
 def _cached(

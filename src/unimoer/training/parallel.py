@@ -43,18 +43,15 @@ class Group:
             raise UserError(f"a batch of {total} texts cannot be shared by {self.size} processes; start fewer")
         return [total // self.size + (rank < total % self.size) for rank in range(self.size)]
 
-    def share(self, batch: TokenBatch, together: int = 1) -> TokenBatch:
-        """This process's rows, so many of which stay together; their padding stays that of the whole batch."""
+    def share(self, batch: TokenBatch) -> TokenBatch:
+        """This process's rows; their padding stays that of the whole batch."""
         if self.size == 1:
             return batch
-        parts = (batch.input_ids, batch.attention_mask, batch.position_ids)
-        return TokenBatch(*(self.part(part, together) for part in parts))
+        return TokenBatch(*(self.part(part) for part in (batch.input_ids, batch.attention_mask, batch.position_ids)))
 
-    def part(self, values: Tensor, together: int = 1) -> Tensor:
+    def part(self, values: Tensor) -> Tensor:
         """This process's rows of a tensor that all have."""
-        if self.size == 1:
-            return values
-        return values.split([rows * together for rows in self.rows(len(values) // together)])[self.rank]
+        return values if self.size == 1 else values.split(self.rows(len(values)))[self.rank]
 
     def gather(self, own: Tensor, total: int) -> Tensor:
         """`[own rows, ...] -> [total, ...]`, in the order of the processes; only the own rows carry a gradient."""

@@ -96,6 +96,33 @@ def test_a_tokenizer_without_end_of_text_cannot_append_it() -> None:
     with pytest.raises(UserError, match="append_eos: the tokenizer has no end-of-text token"):
         Prompter(bare, PromptConfig())
     assert Prompter(bare, PromptConfig(append_eos=False)).documents(["pond"]) == [bare("pond").input_ids]
+    assert Prompter(bare, PromptConfig(eos_token="<|im_end|>")).documents(["pond"]) == [[*bare("pond").input_ids, 2]]
+
+
+@pytest.mark.parametrize(
+    ("family", "told", "expected"),
+    [
+        ("qwen3", None, "<|endoftext|>"),
+        ("qwen2", None, "<|endoftext|>"),
+        ("llama", None, "<|im_end|>"),
+        (None, None, "<|im_end|>"),
+        ("qwen3", "<|im_start|>", "<|im_start|>"),
+    ],
+)
+def test_a_text_ends_as_its_family_ends_texts(family: str | None, told: str | None, expected: str) -> None:
+    """The stand-in is a chat tokenizer, whose own end token ends a turn."""
+    words = tiny.tokenizer()
+    words.eos_token = "<|im_end|>"
+    prompter = Prompter(words, PromptConfig(eos_token=told), family)
+    for ids in (*prompter.queries(["find my pond"]), *prompter.documents(["pond"])):
+        assert words.convert_ids_to_tokens(ids[-1]) == expected
+    # Nothing ends a pair but its own prompt.
+    assert prompter.pairs(["find my pond"], ["pond"])[0][-1] == words("\n\n", add_special_tokens=False).input_ids[-1]
+
+
+def test_an_end_that_is_no_token_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^model\.prompts\.eos_token: '</s>' is not one token of this tokenizer$"):
+        Prompter(tiny.tokenizer(), PromptConfig(eos_token="</s>"))
 
 
 def test_a_tokenizer_that_begins_with_a_token_does_so_once() -> None:

@@ -195,6 +195,32 @@ def test_devices() -> None:
         resolve_device("cud")
 
 
+@pytest.mark.parametrize(("capability", "expected"), [((7, 0), "float32"), ((7, 5), "float32"), ((9, 0), "bfloat16")])
+def test_bfloat16_that_is_emulated_is_not_taken(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V100 and T4 take the type and compute with it, which is what `torch.cuda.is_bf16_supported` says of them."""
+    asked: list[torch.device] = []
+
+    def found(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", found)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    second = torch.device("cuda:1")
+    assert resolve_dtype("auto", second) is getattr(torch, expected)
+    assert asked == [second]
+
+
+def test_a_gpu_beyond_the_last_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"^--device cuda:7: no such device; the last one on this machine is cuda:1$"):
+        resolve_device("cuda:7")
+
+
 @pytest.mark.parametrize("name", ["mps", "cuda", "cuda:9", "cpu:x", "cuda:x"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(UserError, match=f"--device {name}: "):

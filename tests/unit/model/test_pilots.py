@@ -96,3 +96,14 @@ def test_an_expert_can_be_asked_for(expert: str, base: Path) -> None:
         assert tiny.relative(model.embed(batch, expert=expert), twin.embed(batch)) < 1e-6
     else:
         assert tiny.relative(model.score(batch, expert=expert), twin.score(batch)) < 1e-6
+
+
+def test_pilots_are_where_the_model_is(base: Path) -> None:
+    """At the start, and fitted from centroids on the device and owners that came from the CPU."""
+    router = {"type": "similarity", "pilot_queries": 4}
+    config = tiny.model_config(base, adapter={"experts": {"embedding": 2, "reranking": 2}, "router": router})
+    model = UnifiedModel(config, torch.device("meta"))
+    assert model.pilots is not None
+    assert {buffer.device.type for buffer in model.pilots.buffers()} == {"meta"}
+    model.pilots.fit(torch.empty(3, 32, device="meta"), torch.tensor([0, 1, 1]))
+    assert {buffer.device.type for buffer in model.pilots.buffers()} == {"meta"}

@@ -17,7 +17,7 @@ from unimoer.data.embedded import load_embedded
 from unimoer.model.decoder import FusedDecoder
 from unimoer.model.routers import LearnedRouter, RouterFactory, Standardiser
 from unimoer.model.routers.reading import HORIZON
-from unimoer.model.routing import Moments, RoutingContext, RoutingTrace
+from unimoer.model.routing import RoutingContext, RoutingTrace
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.gradcache import cached_loss, split_rows
 from unimoer.types import Task, TokenBatch
@@ -27,18 +27,17 @@ GRAINS = ("sequence", "causal", "token")
 DOMAINS = ("kitchen", "garden")
 
 
-def moments(rows: Tensor, centre: Tensor) -> Moments:
-    distance = rows - centre
-    return Moments(torch.tensor(float(len(rows))), distance.sum(0), distance.square().sum(0))
-
-
 def feed(reading: Standardiser, steps: dict[Task, list[Tensor]]) -> None:
     """One step at a time, both tasks in each."""
     for number in range(max(map(len, steps.values()))):
-        for task, batches in steps.items():
-            if number < len(batches):
-                reading.observe(task, moments(batches[number], reading.centre))
-        reading.update()
+        count, sums = torch.zeros(len(Task)), torch.zeros(len(Task), 2, len(reading.centre))
+        for place, task in enumerate(Task):
+            for rows in steps.get(task, [])[number : number + 1]:
+                distance = rows - reading.centre
+                count[place] = len(rows)
+                sums[place] = torch.stack([distance.sum(0), distance.square().sum(0)])
+        # As an average over three processes has them.
+        reading.update(count / 3, sums / 3)
 
 
 def test_the_map_is_that_of_everything_read_so_far() -> None:

@@ -71,11 +71,16 @@ class LearnedRouter(Router):
     """
 
     config: LearnedRouterConfig
+    read_count: Tensor
+    read_sums: Tensor
+    """Of what this step's forward passes have read, by task, until `after_step`."""
     by_unit: ClassVar[Mapping[str, int]] = {"weight": 0, "task_bias": 1}
 
     def __init__(self, config: LearnedRouterConfig, experts: Sequence[str], units: int, width: int) -> None:
         super().__init__(config, experts)
         self.reading = Standardiser(width)
+        self.register_buffer("read_count", torch.zeros(len(TASKS)), persistent=False)
+        self.register_buffer("read_sums", torch.zeros(len(TASKS), 2, width), persistent=False)
         # Logits with a deviation of 0.1: every router starts close to uniform, so that every expert gets a gradient.
         self.weight = nn.Parameter(torch.randn(units, width) * (0.1 * width**-0.5))
         self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
@@ -124,10 +129,11 @@ class LearnedRouter(Router):
     def _moments(self, x: Tensor, context: RoutingContext) -> Moments:
         """One reading a token, or one a text; of the tokens so far the last, which is the whole text's."""
         if self.config.granularity == "token":
-            sums = [torch.bmm(context.row, part).sum((0, 1)) for part in (x, x * x)]
-            return Moments(context.row.sum(), *sums)
-        whole = x if x.shape[1] == 1 else torch.bmm(context.row, x) / context.count
-        return Moments(x.new_tensor(float(len(x))), whole.sum((0, 1)), whole.square().sum((0, 1)))
+            count, parts = context.row.sum(), [torch.bmm(context.row, part) for part in (x, x * x)]
+        else:
+            whole = x if x.shape[1] == 1 else torch.bmm(context.row, x) / context.count
+            count, parts = x.new_tensor(float(len(x))), [whole, whole * whole]
+        return Moments(count, torch.stack([part.sum((0, 1)) for part in parts]))
 
     def project(self, x: Tensor, weight: Tensor, context: RoutingContext) -> Tensor:
         """A linear map of what a decision reads, scaled, `[B, T or 1, d] -> [B, T or 1, k]`.
@@ -142,10 +148,14 @@ class LearnedRouter(Router):
 
     def observe(self, context: RoutingContext, decision: Routing) -> None:
         if decision.moments is not None:
-            self.reading.observe(context.task, decision.moments)
+            place = TASKS.index(context.task)
+            self.read_count[place] += decision.moments.count
+            self.read_sums[place] += decision.moments.sums
 
     def after_step(self) -> None:
-        self.reading.update()
+        self.reading.update(self.read_count, self.read_sums)
+        self.read_count.zero_()
+        self.read_sums.zero_()
 
     def _lift(self, weights: Tensor) -> Tensor:
         floor = self.config.weight_floor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unimoer.model.routing import Moments
 from unimoer.types import Task
 
 TASKS = tuple(Task)
@@ -23,8 +22,8 @@ class Standardiser(nn.Module):
     of each feature, its logits differ as much as its weights say.
 
     Each task has statistics of its own, and both count alike however many texts and steps they have: the centre lies
-    half-way between the tasks, and the variance has the distance between them in it. Statistics are collected by
-    `observe` and take effect in `update`, once an optimizer step: within a step, and at inference, they are fixed
+    half-way between the tasks, and the variance has the distance between them in it. What is read is added up by
+    the router and take effect in `update`, once an optimizer step: within a step, and at inference, they are fixed
     numbers, so neither the other texts of a batch nor training mode change a decision. Before the first step the
     centre is 0 and the scale 1; an adapter is neutral then, whatever its router says.
     """
@@ -42,30 +41,25 @@ class Standardiser(nn.Module):
         self.register_buffer("means", torch.zeros(len(TASKS), width))
         self.register_buffer("variances", torch.zeros(len(TASKS), width))
         self.register_buffer("steps", torch.zeros(len(TASKS)))
-        self._pending: dict[Task, Moments] = {}
-
-    def observe(self, task: Task, moments: Moments) -> None:
-        """Add what one forward pass has read to this step's sums."""
-        known = self._pending.get(task)
-        self._pending[task] = moments if known is None else known + moments
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the step's sums into the running statistics."""
-        for task, moments in self._pending.items():
-            place = TASKS.index(task)
-            shift = moments.total / moments.count
-            variance = (moments.squares / moments.count - shift * shift).clamp(min=0)
-            self.steps[place] += 1
-            rate = 1 / self.steps[place].clamp(max=HORIZON)
-            distance = self.centre + shift - self.means[place]
-            # Of the mixture of two distributions: their distance adds to the variance.
-            old = self.variances[place] + rate * distance.square()
-            self.variances[place] = (1 - rate) * old + rate * variance
-            self.means[place] += rate * distance
-        if self._pending:
-            seen = (self.steps > 0).to(self.means.dtype)
-            share = seen / seen.sum()
-            self.centre.copy_(share @ self.means)
-            self.scale.copy_((share @ (self.variances + (self.means - self.centre).square()) + SMALLEST).rsqrt())
-            self._pending.clear()
+    def update(self, count: Tensor, sums: Tensor) -> None:
+        """Take a step's sums in: how many were read of each task, and the sum of their distances from the centre and of
+        those squared, `[tasks, 2, d]`. Of several processes, averages of these do as well: only ratios count.
+        """
+        seen = (count > 0).to(count.dtype)
+        self.steps += seen
+        shift, square = (sums / count.clamp(min=1e-9)[:, None, None]).unbind(1)
+        variance = (square - shift * shift).clamp(min=0)
+        # 0 for a task that was not read leaves its statistics as they are.
+        rate = (seen / self.steps.clamp(min=1, max=HORIZON)).unsqueeze(1)
+        distance = self.centre + shift - self.means
+        # Of the mixture of two distributions: their distance adds to the variance.
+        self.variances.copy_((1 - rate) * (self.variances + rate * distance.square()) + rate * variance)
+        self.means += rate * distance
+        share = (self.steps > 0).to(count.dtype)
+        share = share / share.sum().clamp(min=1)
+        self.centre.copy_(share @ self.means)
+        variance = share @ (self.variances + (self.means - self.centre).square())
+        # Before the first step the scale stays 1.
+        self.scale.copy_(torch.where(share.sum() > 0, (variance + SMALLEST).rsqrt(), self.scale))
