@@ -134,7 +134,7 @@ class SimilarityConfig(_RouterConfig):
 
     type: Literal["similarity"] = "similarity"
     pilot_queries: int = Field(32, ge=4)
-    """Training examples of each domain and task that the pilots are made of; kept out of training."""
+    """Training examples of each domain and task that the pilots are made of; all of a domain that has fewer."""
 
 
 class UniformConfig(_RouterConfig):
