@@ -195,7 +195,7 @@ class SimilarityConfig(BaseRouterConfig):
 
     type: Literal["similarity"] = "similarity"
     pilot_queries: int = Field(32, ge=4)
-    """Training examples of each domain and task that the pilots are made of; kept out of training."""
+    """Training examples of each domain and task that the pilots are made of; all of a domain that has fewer."""
 
 
 class UniformConfig(BaseRouterConfig):

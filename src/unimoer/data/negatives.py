@@ -152,7 +152,10 @@ def _kept(partial: Path) -> Negatives:
 
 
 def judged_negatives(dataset: RetrievalDataset, split: str) -> Negatives:
-    """Documents that the data set itself judges not relevant (grade 0 or below), such as those of a triplets file."""
+    """Documents that the data set itself has as not relevant (grade 0 or below).
+
+    Those of a triplets file are as a rule mined, not judged: they may be relevant without anybody having looked.
+    """
     return {
         query: [key for key, grade in grades.items() if grade <= 0] for query, grades in judged(dataset, split).items()
     }
