@@ -15,6 +15,7 @@ from unimoer.data.corpus import open_corpus
 from unimoer.errors import UserError
 
 
+@pytest.mark.slow
 def test_every_stage_is_measured_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
