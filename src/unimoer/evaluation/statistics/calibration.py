@@ -109,10 +109,11 @@ def simulate(design: Design, trials: int, seed: int = 0, draws: int = 399) -> di
             ("tir", joint.tir(specialist).interval(), 100.0 * gap / truth["specialist"]),
             ("recovery", recovery, 100.0 * (truth["arm"] - truth["joint"]) / gap if gap else math.nan),
         ):
-            counts[name] += interval.low <= value <= interval.high
+            # Without bounds, or undefined for a denominator below 0, it excludes nothing.
+            counts[name] += not (value < interval.low or value > interval.high)
         counts["reported"] += math.isfinite(recovery.low)
         counts["rejected"] += (twin - joint).p_value() < 0.05
-        counts["rejected_models"] += (twin - joint).p_models(draws, trial) < 0.05
+        counts["rejected_models"] += (twin - joint).p_models(draws, trial) <= 0.05
     return {name: count / trials for name, count in counts.items()}
 
 
