@@ -4,7 +4,7 @@
 
 A score is the clipped sum of a data set's level, the query's hardness, the system's luck with the query, the run's luck
 overall and with the data set, and a residual of run and query; all normal, so that the expected score has a closed
-form. Clipping to [0, 1] leaves about a tenth of zeros and a quarter of ones, as nDCG@10 does.
+form. Clipping to [0, 1] leaves about 15% zeros and 20% ones, as nDCG@10 may.
 """
 
 from __future__ import annotations
