@@ -8,7 +8,17 @@ from unimoer.config.load import load_config, parse_config, parse_model
 from unimoer.config.model import ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
 from unimoer.config.router import ROUTERS, SHARED, RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.spec import Resources, RunSpec, SuiteSpec, TrainSpec
-from unimoer.config.study import BM25, JOINT, RANDOM, REFERENCES, SPECIALIST, UNTRAINED, CriterionConfig, StudyConfig
+from unimoer.config.study import (
+    BM25,
+    JOINT,
+    RANDOM,
+    REFERENCES,
+    SPECIALIST,
+    UNTRAINED,
+    CriterionConfig,
+    StudyConfig,
+    is_reference,
+)
 from unimoer.config.training import (
     BCEConfig,
     EmbeddingTaskConfig,
@@ -68,6 +78,7 @@ __all__ = [
     "TopKConfig",
     "TrainSpec",
     "TrainingConfig",
+    "is_reference",
     "load_config",
     "parse_config",
     "parse_model",

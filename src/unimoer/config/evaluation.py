@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -10,6 +10,10 @@ from unimoer.config.base import Strict
 
 SuiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Names a folder of results, so it holds no path."""
+
+
+Encoder = Literal["all-minilm-l6-v2", "all-mpnet-base-v2"]
+"""Public sentence encoders that can be reference rows; fetched at their first use."""
 
 
 class CollectionConfig(Strict):
@@ -55,6 +59,8 @@ class SuiteConfig(Strict):
 class EvaluationConfig(Strict):
     suites: dict[SuiteName, SuiteConfig] = Field({"test": SuiteConfig()}, min_length=1)
     """The first decides; the others are reported beside it."""
+    encoders: tuple[Encoder, ...] = ()
+    """Public encoders evaluated beside the arms, used as they come (extra `bench`)."""
     checkpoints: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Steps of a task after which a run is evaluated too, on its way."""
     batch_tokens: int = Field(8192, ge=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from unimoer.config.arms import BUILTIN, START, ArmConfig
 from unimoer.config.base import Strict
 from unimoer.config.data import DataConfig
-from unimoer.config.evaluation import EvaluationConfig
+from unimoer.config.evaluation import Encoder, EvaluationConfig
 from unimoer.config.heads import check_loss
 from unimoer.config.model import ModelConfig
 from unimoer.config.spec import Resources
@@ -24,6 +24,12 @@ RANDOM = "random"
 UNTRAINED = "untrained"
 REFERENCES = (BM25, RANDOM, UNTRAINED)
 """Runs that train nothing: what every table compares with."""
+
+
+def is_reference(system: str) -> bool:
+    """Whether a system, by its name in tables, trains nothing and so runs once for all seeds."""
+    return system in REFERENCES or system.partition("+")[0] in get_args(Encoder)
+
 
 _VARIED = ("model", "training", "data", "custom_arms", "arms")
 
@@ -80,7 +86,7 @@ class StudyConfig(Strict):
     @classmethod
     def _new_names(cls, arms: dict[str, ArmConfig]) -> dict[str, ArmConfig]:
         for name in arms:
-            if name in BUILTIN or name in REFERENCES or name.endswith(START):
+            if name in BUILTIN or is_reference(name) or name.endswith(START):
                 raise ValueError(f"'{name}' is taken; choose another name")
             if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
                 raise ValueError(f"'{name}': lower-case letters, digits and underscores only; it names folders")

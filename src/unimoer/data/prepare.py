@@ -64,7 +64,7 @@ def _examples(name: str, dataset: RetrievalDataset, config: DomainConfig, data: 
     given = judged_negatives(dataset, config.split)
     examples = []
     for query, grades in judged(dataset, config.split).items():
-        # What the data set itself brings comes first: judgements, or, in a file of triplets, somebody's mined negatives.
+        # What the data set itself brings comes first: judgements, or the mined negatives of a file of triplets.
         hard = dict.fromkeys([*given[query], *mined.get(query, [])])
         positives = tuple(document for document, grade in grades.items() if grade > 0)
         examples.append(Example(name, query, dataset.queries[query], positives, tuple(hard)))

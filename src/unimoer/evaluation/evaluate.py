@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from unimoer.evaluation import reference
 from unimoer.evaluation.first_stage import SEARCH_DEPTH, is_shared, random_run, random_search
 from unimoer.evaluation.measures import Measure
 from unimoer.evaluation.metrics import ceiling, drop_identical, evaluate_run, mean, write_trec
+from unimoer.evaluation.reference import ReferenceEncoder
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.evaluation.search import search
 from unimoer.evaluation.suites import Collection
@@ -17,12 +19,15 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.schema import EvaluationSummary, write_record
 from unimoer.types import Run, Task
 
+System = UnifiedModel | ReferenceEncoder | str
+"""What can be ranked with; a string names a reference that needs no model."""
+
 LISTED = ("recall",)
 """Metrics that reordering a fixed list cannot change: left out of reranking's."""
 
 
 def rank(
-    system: UnifiedModel | str,
+    system: System,
     collection: Collection,
     candidates: Run,
     task: Task,
@@ -31,7 +36,7 @@ def rank(
     batch_tokens: int = 8192,
     report: Report | None = None,
 ) -> Run:
-    """The ranking of one task by a model, or by the references `bm25` and `random`.
+    """The ranking of one task by a model, a public encoder, or the references `bm25` and `random`.
 
     For embedding that is the whole corpus, for reranking the first `depth` of `candidates`.
     """
@@ -47,6 +52,8 @@ def rank(
                 report=report,
                 k=SEARCH_DEPTH,
             )
+        elif isinstance(system, ReferenceEncoder):
+            run = reference.rank(system, collection.dataset, collection.queries, k=SEARCH_DEPTH)
         else:
             run = random_search(collection) if system == "random" else candidates
         return drop_identical(run) if collection.config.ignore_identical_ids else run

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unimoer.config import RunSpec, SuiteSpec
-from unimoer.evaluation.evaluate import above, rank, write_evaluation
+from unimoer.evaluation.evaluate import System, above, rank, write_evaluation
 from unimoer.evaluation.first_stage import is_shared
 from unimoer.evaluation.fusion import fuse
 from unimoer.evaluation.measures import Measure
@@ -23,10 +23,15 @@ REFERENCE = "reference"
 """Kind of work of a system that needs no model."""
 
 
+def kind_of(spec: RunSpec, wanted: Wanted) -> str:
+    """Kind of work, for the estimate of the time left."""
+    return f"evaluate {wanted.measure}" if spec.train is not None or spec.model is not None else REFERENCE
+
+
 def evaluate(
     spec: RunSpec,
     folder: Path,
-    load: Callable[[str], UnifiedModel | str],
+    load: Callable[[str], System],
     watch: Watch,
     spent: Callable[[float], None],
 ) -> None:
@@ -35,10 +40,10 @@ def evaluate(
     `load` gives the system at a moment, and is asked only where something is missing; `spent` is told the seconds of
     each evaluation.
     """
-    loaded: tuple[str, UnifiedModel | str] | None = None
+    loaded: tuple[str, System] | None = None
     suites = {suite.name: suite for suite in spec.suites}
     for wanted in expected(folder, spec):
-        kind = f"evaluate {wanted.measure}" if spec.train is not None or spec.model is not None else REFERENCE
+        kind = kind_of(spec, wanted)
         if wanted.is_done:
             watch(Event("skip", work=kind, units=1))
             continue
@@ -53,7 +58,7 @@ def evaluate(
         spent(elapsed)
 
 
-def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: UnifiedModel | str, watch: Watch) -> None:
+def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch: Watch) -> None:
     collection = suite_data(suite.suite)[wanted.collection]
     where = "" if wanted.step is None else f" at step {wanted.step}"
     title = f"{spec.arm} seed {spec.seed}: {wanted.measure} on {wanted.collection}{where}"
@@ -87,9 +92,7 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: UnifiedModel |
     )
 
 
-def _offered(
-    suite: SuiteSpec, wanted: Wanted, collection: Collection, system: UnifiedModel | str, batch_tokens: int
-) -> Run:
+def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: System, batch_tokens: int) -> Run:
     """What a measure begins with: BM25's ranking, the first stage's candidates, or both kinds of search fused."""
     ranked = bm25(suite.suite, collection.name)
     match wanted.measure:

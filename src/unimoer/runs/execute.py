@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from unimoer.config import RunSpec, TrainSpec
+from unimoer.config import BM25, RANDOM, RunSpec, TrainSpec
 from unimoer.data.prepare import TrainingDomain
 from unimoer.errors import UserError
+from unimoer.evaluation.evaluate import System
+from unimoer.evaluation.reference import load_encoder
 from unimoer.evaluation.serving import Traffic, serving_costs
 from unimoer.model.checkpoint import load_tensors, load_weights, save_model
 from unimoer.model.unified import UnifiedModel
@@ -50,12 +52,13 @@ def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
             status = status.model_copy(update={"eval_seconds": status.eval_seconds + seconds})
             write_record(folder / "status.json", status)
 
-        def load(moment: str) -> UnifiedModel | str:
-            if model is None and spec.model is None:
+        def load(moment: str) -> System:
+            if spec.arm in (BM25, RANDOM):
                 return spec.arm
             watch(Event("say", f"{spec.arm} seed {spec.seed}", "loading the model"))
             if model is None:
-                assert spec.model is not None
+                if spec.model is None:
+                    return load_encoder(spec.arm, device)
                 return UnifiedModel(spec.model, device, seed=spec.seed)
             _load_moment(model, folder, moment)
             return model

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from unimoer.config import RunSpec
+from unimoer.config import BM25, RANDOM, RunSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
@@ -82,7 +82,7 @@ class Wanted:
 
 def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
     """Every evaluation that a run is to have, in an order in which each finds what it is made from."""
-    has_model = spec.train is not None or spec.model is not None
+    has_model = spec.arm not in (BM25, RANDOM)
     for suite in spec.suites:
         for moment, step in moments(spec):
             root = evaluation_folder(folder, spec, suite.name, moment)

@@ -14,7 +14,6 @@ from unimoer.config import (
     BM25,
     RANDOM,
     UNTRAINED,
-    ModelConfig,
     RunSpec,
     StudyConfig,
     SuiteSpec,
@@ -107,6 +106,10 @@ def _variant_runs(config: StudyConfig, variant: str, device: torch.device) -> li
     }
     both = _suites(config, tuple(Task))
     found = [RunSpec(arm=arm, seed=0, suites=both, **common | {"variant": ONLY}) for arm in (BM25, RANDOM)]
+    vectors = _suites(config, (Task.EMBEDDING,))
+    found += [
+        RunSpec(arm=name, seed=0, suites=vectors, **common | {"variant": ONLY}) for name in config.evaluation.encoders
+    ]
     for number, seed in enumerate(config.seeds):
         if number == 0 or config.model.reranking.is_learned:
             tasks = tuple(Task) if number == 0 else (Task.RERANKING,)
@@ -148,11 +151,6 @@ def single_run(config: StudyConfig, device: torch.device) -> RunSpec:
     arm, seed = config.arms[0], config.seeds[0]
     runs = _variant_runs(config, ONLY, device)
     return next(spec for spec in runs if spec.train is not None and (spec.arm, spec.seed) == (arm, seed))
-
-
-def reference(arm: str, seed: int, model: ModelConfig | None, suites: tuple[SuiteSpec, ...], device: str) -> RunSpec:
-    """A system that trains nothing."""
-    return RunSpec(arm=arm, seed=seed, model=model, suites=suites, device=device)
 
 
 def _suites(config: StudyConfig, tasks: tuple[Task, ...]) -> tuple[SuiteSpec, ...]:

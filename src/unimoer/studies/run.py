@@ -18,7 +18,7 @@ from unimoer.executors.progress import Progress
 from unimoer.files import write_text
 from unimoer.runs import Watch, execute, is_done
 from unimoer.runs.data import training_data
-from unimoer.runs.evaluate import REFERENCE
+from unimoer.runs.evaluate import kind_of
 from unimoer.runs.folder import expected, locked
 from unimoer.schema import Plan, Results, write_record
 from unimoer.studies import find_study, summary
@@ -135,9 +135,7 @@ def workload(specs: Sequence[RunSpec]) -> dict[str, int]:
     for spec in specs:
         if spec.train is not None:
             work.update({f"train {task}": count for task, count in spec.train.steps.items()})
-        needs_model = spec.train is not None or spec.model is not None
-        for wanted in expected(Path(), spec):
-            work[f"evaluate {wanted.measure}" if needs_model else REFERENCE] += 1
+        work.update(kind_of(spec, wanted) for wanted in expected(Path(), spec))
     return dict(work)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimoer.config import BM25, JOINT, RANDOM, SPECIALIST, UNTRAINED
+from unimoer.config import BM25, JOINT, RANDOM, SPECIALIST, UNTRAINED, is_reference
 from unimoer.errors import UserError
 from unimoer.evaluation.metrics import PerQuery
 from unimoer.evaluation.statistics import Array
@@ -53,9 +53,7 @@ class Scores:
         chosen = {
             key: scores
             for key, scores in self.per_query.items()
-            if key.suite == suite
-            and key.variant in (variant, "")
-            and (key.step == step or key.arm in (BM25, RANDOM, UNTRAINED))
+            if key.suite == suite and key.variant in (variant, "") and (key.step == step or is_reference(key.arm))
         }
         return Table({(k.arm, k.seed, k.dataset, k.task): v for k, v in chosen.items()}, chosen, self.origin)
 
@@ -163,7 +161,7 @@ class Table:
         wanted = (arm, seed, dataset, task)
         if wanted in self.per_query:
             return wanted
-        if arm in (BM25, RANDOM, UNTRAINED):
+        if is_reference(arm):
             stands_in = [key for key in self.per_query if (key[0], key[2], key[3]) == (arm, dataset, task)]
             return stands_in[0] if len(stands_in) == 1 else None
         return None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unimoer.config import BM25, RANDOM, UNTRAINED
+from unimoer.config import is_reference
 from unimoer.errors import UserError
 from unimoer.evaluation.metrics import mean
 from unimoer.schema import Environment, EvaluationSummary
@@ -16,7 +16,6 @@ from unimoer.studies.evidence import Evidence
 from unimoer.studies.scores import Table
 from unimoer.types import Task
 
-REFERENCES = (BM25, RANDOM, UNTRAINED)
 _COMPARED = ("git_commit", "git_dirty", "packages", "python", "hardware")
 
 
@@ -35,7 +34,7 @@ def _task_scores(evidence: Evidence, table: Table, task: Task) -> TaskScores:
             continue
         # What ran once is one measurement, not one for each seed.
         ran = table.seeds(system, task)
-        if system in REFERENCES and len(ran) == 1:
+        if is_reference(system) and len(ran) == 1:
             seeds = seeds[:1]
         matrices = table.matrices(system, task, metric, seeds)
         found = samples({system: matrices})
@@ -58,7 +57,7 @@ def _metrics(table: Table, system: str, task: Task, dataset: str, seeds: Sequenc
     rows = [
         mean(found)
         for (arm, seed, name, of), found in table.per_query.items()
-        if (arm, name, of) == (system, dataset, task) and (seed in seeds or system in REFERENCES)
+        if (arm, name, of) == (system, dataset, task) and (seed in seeds or is_reference(system))
     ]
     return _average(rows)
 
