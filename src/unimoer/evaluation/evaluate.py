@@ -101,7 +101,7 @@ def write_evaluation(
 ) -> dict[str, float]:
     """Score a ranking and write `run.trec`, `per_query.jsonl` and `metrics.json`, all or none; returns the means."""
     per_query = evaluate_run(collection.qrels, run)
-    reranked = measure is Measure.RERANKING
+    reranked = measure.task is Task.RERANKING
     if reranked:
         per_query = {
             query: {name: value for name, value in values.items() if name.partition("@")[0] not in LISTED}

@@ -18,20 +18,25 @@ class Measure(StrEnum):
     SEARCH = "search"
     """The fused list, its top reranked by the same system: a search as it is served."""
 
+    BLENDED = "blended"
+    """Its order of the candidates and the order they came in, by reciprocal rank fusion."""
+
     @property
     def task(self) -> Task:
         """Whose table it stands in: whole searches rank the corpus, as an embedding does."""
-        return Task.RERANKING if self is Measure.RERANKING else Task.EMBEDDING
+        return Task.RERANKING if self in (Measure.RERANKING, Measure.BLENDED) else Task.EMBEDDING
 
     @property
     def suffix(self) -> str:
         """Of the system's name in tables."""
-        return {Measure.FUSED: "+bm25", Measure.SEARCH: "+bm25+rerank"}.get(self, "")
+        return {Measure.FUSED: "+bm25", Measure.BLENDED: "+bm25", Measure.SEARCH: "+bm25+rerank"}.get(self, "")
 
 
 def measures(tasks: Sequence[Task], *, whole: bool, has_model: bool) -> list[Measure]:
-    """What is measured of a system that serves `tasks`; whole searches on request, and not of references."""
+    """What is measured of a system that serves `tasks`; fused rankings on request, and not of references."""
     found = [Measure(task.value) for task in tasks]
+    if whole and has_model and Task.RERANKING in tasks:
+        found.append(Measure.BLENDED)
     if whole and has_model and Task.EMBEDDING in tasks:
         found.append(Measure.FUSED)
         if Task.RERANKING in tasks:

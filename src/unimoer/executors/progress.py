@@ -21,6 +21,7 @@ PRIOR = {
     "evaluate embedding": 4.0,
     "evaluate reranking": 10.0,
     "evaluate fused": 0.1,
+    "evaluate blended": 0.1,
     "evaluate search": 10.0,
     "reference": 0.1,
 }

@@ -12,6 +12,7 @@ from unimoer.evaluation.first_stage import is_shared
 from unimoer.evaluation.fusion import fuse
 from unimoer.evaluation.measures import Measure
 from unimoer.evaluation.metrics import read_trec
+from unimoer.evaluation.rerank import cut
 from unimoer.evaluation.suites import Collection
 from unimoer.model.unified import UnifiedModel
 from unimoer.runs.data import bm25, candidates, suite_data
@@ -71,6 +72,9 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
     offered = _offered(suite, wanted, collection, system, tokens)
     if wanted.measure is Measure.FUSED:
         found = offered
+    elif wanted.measure is Measure.BLENDED:
+        # The system's own order has just been written beside it.
+        found = fuse([cut(offered, depth), read_trec(wanted.folder.with_name(Measure.RERANKING.value) / "run.trec")])
     else:
         task = Task.RERANKING if wanted.measure is Measure.SEARCH else wanted.measure.task
         found = rank(system, collection, offered, task, depth=depth, batch_tokens=tokens, report=report)
@@ -101,8 +105,8 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
             return fuse([ranked, read_trec(wanted.folder.with_name(Measure.EMBEDDING.value) / "run.trec")])
         case Measure.SEARCH:
             return read_trec(wanted.folder.with_name(Measure.FUSED.value) / "run.trec")
-        case Measure.RERANKING if is_shared(suite.suite.first_stage):
+        case Measure.RERANKING | Measure.BLENDED if is_shared(suite.suite.first_stage):
             return candidates(suite.suite, collection.name)
-        case Measure.RERANKING if isinstance(system, UnifiedModel):
+        case Measure.RERANKING | Measure.BLENDED if isinstance(system, UnifiedModel):
             return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
     return ranked
