@@ -25,7 +25,7 @@ class HeadKind:
     last_token: str = ""
     """What it reads, if that needs pooling `last`."""
     two_parts: bool = False
-    """It reads a prompt's query and document as two means, which no other format says."""
+    """It compares the means of a prompt's query and document."""
     own_loss: str = ""
     """Type of the loss that reads more of it than scores."""
 

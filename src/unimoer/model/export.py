@@ -23,7 +23,7 @@ from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
 from unimoer.model.backbone import load_backbone, read_architecture
 from unimoer.model.checkpoint import GOLDEN_DOCUMENT, save_tensors
-from unimoer.model.export_readme import readme
+from unimoer.model.export_readme import HEADS, readme
 from unimoer.model.merging import Update, merge, placed, updates
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
@@ -39,10 +39,10 @@ def check_new(folder: Path) -> None:
 
 
 def check_pairs(config: ModelConfig, tasks: Sequence[Task]) -> None:
-    """Raises: UserError when reranking is to be exported, and its head does not read one pooled state of a pair."""
+    """Raises: UserError when reranking is to be exported, and no other format says what its head reads."""
     head = config.reranking
-    if Task.RERANKING in tasks and (head.kind.reads_lists or head.kind.two_parts):
-        reads = "two parts of a prompt" if head.kind.two_parts else "a query with all its candidates"
+    if Task.RERANKING in tasks and head.head not in HEADS:
+        reads = "a query with all its candidates" if head.kind.reads_lists else "more than one pooled state of a pair"
         instead = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
         raise UserError(f"head '{head.head}' reads {reads}, which no other format says{instead}")
 
