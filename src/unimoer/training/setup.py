@@ -12,7 +12,8 @@ from unimoer.data.prepare import TrainingDomain
 from unimoer.data.sampling import SamplerConfig, TaskSampler
 from unimoer.model.unified import UnifiedModel
 from unimoer.tracking import JsonlWriter, Tracker
-from unimoer.training.multitask import Combiner, build_combiner
+from unimoer.training.combiner import Combiner
+from unimoer.training.multitask import build_combiner
 from unimoer.training.optimizer import Optimizer
 from unimoer.training.parallel import ALONE, Group
 from unimoer.training.probe import ConflictProbe

@@ -24,7 +24,8 @@ from unimoer.config.gradients import (
     SumConfig,
 )
 from unimoer.errors import UserError
-from unimoer.training.multitask import CAGrad, Combiner, build_combiner
+from unimoer.training.combiner import Combiner
+from unimoer.training.multitask import CAGrad, build_combiner
 from unimoer.types import Task
 
 E, R = Task.EMBEDDING, Task.RERANKING
