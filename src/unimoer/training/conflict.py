@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimoer.config import TrainingConfig
 from unimoer.data.collate import Collator
 from unimoer.data.sampling import TaskSampler
+from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.unified import UnifiedModel
 from unimoer.tracking import JsonlWriter
 from unimoer.training.objectives import compute_loss
@@ -81,6 +82,16 @@ def _full_length(first: float, second: float, cross: float) -> float:
     return 2 * half / (1 + half) if half > -1 else -1.0
 
 
+def frozen_weights(model: UnifiedModel) -> dict[int, list[nn.Parameter]]:
+    """The frozen matrices under an adapter, by decoder layer: what the gradient probe differentiates."""
+    layers: dict[int, list[nn.Parameter]] = {}
+    for name, module in model.decoder.named_modules():
+        if isinstance(module, MoELoRALinear) and module.targets:
+            layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
+            layers.setdefault(layer, []).append(module.weight)
+    return layers
+
+
 class ConflictProbe:
     """Every so many steps, measures both tasks on batches of its own and writes one line a layer.
 
@@ -115,7 +126,7 @@ class ConflictProbe:
 
     def measure(self, model: UnifiedModel, config: TrainingConfig, step: int) -> None:
         """Write one line a layer for this step; leaves parameters, gradients and random numbers as they were."""
-        layers = model.frozen_weights()
+        layers = frozen_weights(model)
         weights = [weight for group in layers.values() for weight in group]
         training = model.training
         model.eval()
