@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import tiny
 from unimoer.config import RouterConfig
 from unimoer.errors import UserError
+from unimoer.model.experts import grow_expert
 from unimoer.model.export import export_model
 from unimoer.model.heads import pool
 from unimoer.model.merging import merge, placed, updates
@@ -190,7 +191,7 @@ def test_a_merge_is_the_difference_that_the_adapter_makes(base: Path) -> None:
 
 def test_ranks_that_are_not_active_are_left_out(base: Path, tmp_path: Path) -> None:
     model = build(base)
-    model.grow_expert("shared", 3)
+    grow_expert(model, "shared", 3)
     [folder, _] = export_model(model, tmp_path / "out")
     twin = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 3

@@ -6,6 +6,7 @@ recomputes them, so a drift of base, tokenizer, template or precision is an erro
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from unimoer.config import parse_model
 from unimoer.data.collate import pad
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
+from unimoer.model.experts import active_ranks, grow_expert
 from unimoer.model.scoring import score_candidates
 from unimoer.model.unified import UnifiedModel
 
@@ -40,6 +42,18 @@ def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
         [[score]] = score_candidates(model, [GOLDEN_QUERY], [[GOLDEN_DOCUMENT]])
     dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
     return {"embedding": vector[:8].tolist(), "score": float(score), "dtype": str(dtype).removeprefix("torch.")}
+
+
+def fingerprint(model: UnifiedModel) -> str:
+    """Identity of the frozen base: 16 hex digits over samples of every frozen tensor, in any precision."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.decoder.named_parameters()):
+        if f"decoder.{name}" not in model.base_names:
+            continue
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 512)].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -77,7 +91,7 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
             "format": FORMAT,
             "unimoer": __version__,
             "model": model.config.model_dump(mode="json"),
-            "base_fingerprint": model.fingerprint(),
+            "base_fingerprint": fingerprint(model),
             "pad_token": model.tokenizer.pad_token,
             "eos_token": model.tokenizer.eos_token,
             "golden": golden,
@@ -85,8 +99,8 @@ def save_model(model: UnifiedModel, folder: Path) -> None:
         moved = model.router_moved()
         if moved is not None:
             description["router_moved"] = moved
-        if model.active_ranks:
-            description["active_ranks"] = model.active_ranks
+        if active := active_ranks(model):
+            description["active_ranks"] = active
         write_json(temporary / "unimoer.json", description)
     model.train(was_training)
 
@@ -121,7 +135,7 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
     """
     description = read_description(folder)
     model = UnifiedModel(description["model"], device)
-    found = model.fingerprint()
+    found = fingerprint(model)
     if found != description["base_fingerprint"]:
         expected = description["base_fingerprint"]
         raise UserError(f"{folder}: made on another base model: {expected}, but {model.config.base} is {found}")
@@ -129,7 +143,7 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
     # The file says how far they moved; from here they would seem to come from another seed.
     model.router_start.clear()
     for expert, ranks in description["active_ranks"].items():
-        model.grow_expert(expert, ranks)
+        grow_expert(model, expert, ranks)
     if verify:
         _verify(model, description["golden"], folder)
     return model

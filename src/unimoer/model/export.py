@@ -22,7 +22,7 @@ from unimoer.config import ModelConfig
 from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
 from unimoer.model.backbone import load_backbone, read_architecture
-from unimoer.model.checkpoint import GOLDEN_DOCUMENT, save_tensors
+from unimoer.model.checkpoint import GOLDEN_DOCUMENT, fingerprint, save_tensors
 from unimoer.model.export_readme import HEADS, readme
 from unimoer.model.merging import Update, merge, placed, updates
 from unimoer.model.unified import UnifiedModel
@@ -97,7 +97,7 @@ def _describe(model: UnifiedModel, task: Task) -> dict[str, Any]:
             "revision": config.revision or "main",
             "layers": config.layers,
             "dtype": str(_frozen(model).dtype).removeprefix("torch."),
-            "fingerprint": model.fingerprint(),
+            "fingerprint": fingerprint(model),
         },
         "pooling": way.pooling,
         "attention": way.attention,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from unimoer.config import ModelConfig, parse_model
-from unimoer.config.router import LearnedRouterConfig
+from unimoer.config import ModelConfig
 from unimoer.data.prompts import Prompter
-from unimoer.errors import UserError, did_you_mean
+from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
 from unimoer.model.decoder import build_decoder
@@ -45,7 +42,7 @@ class UnifiedModel(nn.Module):
         self.pilots = Pilots().to(device) if router is not None and router.uses_pilots else None
         routers = {name: parameter for name, parameter in self.named_parameters() if ".routers." in name}
         # By name, for good: an expert that is frozen later does not become part of the base.
-        self._base = frozenset(
+        self.base_names = frozenset(
             name for name, parameter in self.named_parameters() if not parameter.requires_grad and name not in routers
         )
         self.router_start = {name: parameter.detach().cpu().clone() for name, parameter in routers.items()}
@@ -162,88 +159,11 @@ class UnifiedModel(nn.Module):
             for name, buffer in module.named_buffers(recurse=False)
             if name not in module._non_persistent_buffers_set
         }
-        return {name: p for name, p in self.named_parameters() if name not in self._base} | buffers
+        return {name: p for name, p in self.named_parameters() if name not in self.base_names} | buffers
 
     def adapters(self) -> dict[str, MoELoRALinear]:
         """The adapted projections by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, MoELoRALinear)}
-
-    def freeze_expert(self, expert: str) -> None:
-        """Train an expert no further; it stays in use."""
-        for adapter in self._having(expert):
-            adapter.a[expert].requires_grad_(False)
-            adapter.b[expert].requires_grad_(False)
-
-    def grow_expert(self, expert: str, ranks: int) -> None:
-        """Use the first `ranks` of the ranks that an expert was built with; see `MoELoRALinear.set_active`.
-
-        A layer in which it has fewer uses all of them.
-        """
-        adapters = self._having(expert)
-        most = max(adapter.ranks[expert] for adapter in adapters)
-        if not 0 <= ranks <= most:
-            raise UserError(f"expert '{expert}' was built with {most} ranks, not {ranks}")
-        for adapter in adapters:
-            adapter.set_active(expert, min(ranks, adapter.ranks[expert]))
-
-    @property
-    def active_ranks(self) -> dict[str, int]:
-        """What `grow_expert` was told, of the experts that do not use all their ranks."""
-        found: dict[str, int] = {}
-        for adapter in self.adapters().values():
-            for expert, rank in adapter.ranks.items():
-                if adapter.active[expert] < rank:
-                    found[expert] = max(adapter.active[expert], found.get(expert, 0))
-        return found
-
-    def remove_expert(self, expert: str) -> None:
-        """Take an expert out for good, and its unit out of the routers; weights are normalised over those left.
-
-        A learned router keeps its gain: without an expert that it does not use, the model is what it was. To be called
-        before an optimizer is built.
-
-        Raises:
-            UserError: there is no such expert, or the router cannot do without it.
-        """
-        adapters, old = self._having(expert), self.config.adapter
-        content = old.model_dump(mode="json")
-        content["experts"] = {name: rank for name, rank in (old.experts or {}).items() if name != expert}
-        if not content["experts"]:
-            raise UserError(f"expert '{expert}' cannot be removed: it is the last one")
-        owners = [old.owners(layer) for layer in range(old.layers or 1)]
-        weighed = old.router is not None and not old.router.named_experts
-        if weighed and len({(len(units), *dict.fromkeys(units)) for units in owners}) > 1:
-            raise UserError(f"expert '{expert}' cannot be removed: the layers do not weigh the same experts")
-        learned = isinstance(old.router, LearnedRouterConfig)
-        if learned:
-            content["gain"] = old.gain or len(owners[0])
-            # How routers began is in their weights; the experts that it needed may go.
-            content["router"]["task_prior"] = 0.0
-        where = f"expert '{expert}' cannot be removed"
-        self.config = parse_model(self.config.model_dump(mode="json") | {"adapter": content}, where)
-        for adapter in adapters:
-            adapter.remove(expert)
-            if learned:
-                adapter.gain = self.config.adapter.gain
-        for name, module in self.named_modules():
-            if isinstance(module, Router):
-                units = owners[_layer(name) if old.layers else 0]
-                kept = [place for place, owner in enumerate(units) if owner != expert]
-                module.remove(expert, torch.tensor(kept, device=self.device))
-        if self.pilots is not None:
-            self.pilots.remove(list(old.experts or {}).index(expert))
-
-    def _having(self, expert: str) -> list[MoELoRALinear]:
-        """The adapters that have an expert.
-
-        Raises:
-            UserError: none has.
-        """
-        found = [adapter for adapter in self.adapters().values() if expert in adapter.ranks]
-        if not found:
-            names = sorted({name for adapter in self.adapters().values() for name in adapter.ranks})
-            raise UserError(f"no expert '{expert}'{did_you_mean(expert, names)}; there are {', '.join(names)}")
-        return found
 
     def for_inference(self) -> UnifiedModel:
         """Give up training for memory and speed: one LoRA is merged, experts are kept in the base's precision.
@@ -262,27 +182,3 @@ class UnifiedModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Router):
                 module.after_step()
-
-    def frozen_weights(self) -> dict[int, list[nn.Parameter]]:
-        """The frozen matrices under an adapter, by decoder layer: what the gradient probe differentiates."""
-        layers: dict[int, list[nn.Parameter]] = {}
-        for name, module in self.decoder.named_modules():
-            if isinstance(module, MoELoRALinear) and module.targets:
-                layers.setdefault(_layer(name), []).append(module.weight)
-        return layers
-
-    def fingerprint(self) -> str:
-        """Identity of the frozen base: 16 hex digits over samples of every frozen tensor, in any precision."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.decoder.named_parameters()):
-            if f"decoder.{name}" not in self._base:
-                continue
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 512)].to(torch.bfloat16).float().cpu()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-
-def _layer(name: str) -> int:
-    """The decoder layer that a module of this name is in."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)

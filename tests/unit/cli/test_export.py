@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from unimoer.config import parse_config
-from unimoer.model.checkpoint import save_model
+from unimoer.model.checkpoint import fingerprint, save_model
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -121,7 +121,7 @@ def test_another_base_is_refused_with_both_hashes(refused: Callable[..., str], b
     weights = load_file(mine / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] += 1
     save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
-    found = tiny.build(mine).fingerprint()
+    found = fingerprint(tiny.build(mine))
     assert found != expected
     line = refused(saved, "--output", "out")
     assert expected in line

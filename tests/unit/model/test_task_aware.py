@@ -10,6 +10,7 @@ import torch
 
 import tiny
 from unimoer.config import OptimizerConfig
+from unimoer.model.experts import remove_expert
 from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
 from unimoer.training.loop import build_optimizer
@@ -46,7 +47,7 @@ def test_the_same_text_is_routed_by_task_only_where_the_router_is_told_it(router
         same = torch.allclose(weights(model, Task.EMBEDDING), weights(model, Task.RERANKING))
         # The hierarchical router knows the task anyway, where its gate lets it.
         assert same is (model is blind)
-    told.remove_expert("shared")
+    remove_expert(told, "shared")
     assert weights(told, Task.EMBEDDING).shape[-1] == 2
 
 
@@ -67,7 +68,7 @@ def test_a_prior_starts_each_task_with_its_own_expert_ahead(router: str, layer: 
     batch = tiny.batch(tiny.ids([7, 4]))
     with torch.no_grad():
         assert torch.allclose(model.embed(batch), plain.embed(batch))
-    model.remove_expert("embedding")
+    remove_expert(model, "embedding")
     assert weights(model, Task.RERANKING, layer).shape[-1] == 2, "an expert that the prior needed may go"
 
 
