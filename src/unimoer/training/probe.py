@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimoer.config import READS_LISTS, ModelConfig, TrainingConfig
+from unimoer.config import ModelConfig, TrainingConfig
 from unimoer.data.collate import Collator
 from unimoer.data.sampling import Sample, TaskSampler
 from unimoer.model.backbone import read_architecture
@@ -139,7 +139,7 @@ def estimate_probe_bytes(model: ModelConfig, training: TrainingConfig, number_by
     # Inputs and outputs of qkv, o, gate_up and down.
     traffic = (width + query + keys) + (query + width) + (width + 2 * inner) + (inner + width)
     prompts, half = model.prompts, training.probe.batch_size // 2
-    reads_lists = model.reranking.head in READS_LISTS
+    reads_lists = model.reranking.kind.reads_lists
     frame = _tokens(prompts.candidate if reads_lists else prompts.pair)
     pair = prompts.max_query_tokens + prompts.max_document_tokens + frame
     groups = half * (1 + training.reranking.negatives) * pair
