@@ -40,7 +40,7 @@ def apply(where: str, code: str, root: Path) -> Path:
     text = path.read_text(encoding="utf-8")
     line = found["line"]
     # The comment's end takes the space before it; whole lines begin where the marker does.
-    matches = [match for match in re.finditer(rf"^{re.escape(line)}", text, re.MULTILINE)]
+    matches = list(re.finditer(rf"^{re.escape(line)}", text, re.MULTILINE))
     assert len(matches) == 1, f"{path}: {len(matches)} lines begin with {line!r}"
     start = matches[0].start()
     end = text.index("\n", start) + 1

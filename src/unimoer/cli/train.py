@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def train(
     """Train and evaluate one arm with one seed.
 
     Choose them in the file or with --set 'arms=[joint_single]' --set 'seeds=[42]'. The same command continues an
-    interrupted run.
+    interrupted run. On several devices: torchrun --nproc-per-node N -m unimoer train ...
     """
     from unimoer.config import load_config
     from unimoer.errors import UserError
@@ -36,7 +37,8 @@ def train(
             f"{config}: {len(settings.arms)} arms and {len(settings.seeds)} seeds; train makes one run: "
             "add --set 'arms=[joint_single]' --set 'seeds=[42]', or use `unimoer run kill-gate`"
         )
-    console = Console(markup=False, emoji=False)
+    # Of the processes that torchrun starts, the first one speaks.
+    console = Console(markup=False, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
     spec = single_run(settings, resolve_device(device))
     folder = output or Path("runs") / spec.folder
     if is_done(folder, spec):

@@ -19,7 +19,9 @@ HeadName = Literal["yes_no", "linear", "mlp", "interaction", "listwise", "cosine
 class HeadKind:
     reads: Reads = "pairs"
     learned: bool = True
-    """Whether it has parameters of its own, which start at random."""
+    """Whether it has parameters of its own."""
+    random_start: bool = True
+    """Whether these start at random."""
     cosine: bool = False
     """Its scores are cosines; otherwise logits, whose sigmoid is the probability of relevance."""
     last_token: str = ""
@@ -39,7 +41,7 @@ HEADS: dict[HeadName, HeadKind] = {
     "yes_no": HeadKind(learned=False, last_token="the token after the prompt's suffix"),
     "linear": HeadKind(),
     "mlp": HeadKind(last_token="the last token"),
-    "interaction": HeadKind(two_parts=True),
+    "interaction": HeadKind(two_parts=True, random_start=False),
     "listwise": HeadKind(reads="marked lists", cosine=True, own_loss="listwise"),
     "cosine": HeadKind(reads="lists", cosine=True, learned=False),
 }

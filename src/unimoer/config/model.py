@@ -38,9 +38,9 @@ class ScoreHeadConfig(TaskHeadConfig):
         return HEADS[self.head]
 
     @property
-    def is_learned(self) -> bool:
-        """Whether the head has parameters of its own, which start at random."""
-        return self.kind.learned
+    def starts_at_random(self) -> bool:
+        """Whether an untrained head is another one for every seed."""
+        return self.kind.learned and self.kind.random_start
 
     @model_validator(mode="after")
     def _pooling_fits_the_head(self) -> ScoreHeadConfig:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unimoer.config import BM25, RANDOM, RunSpec, TrainSpec
-from unimoer.data.prepare import TrainingDomain
 from unimoer.errors import UserError
 from unimoer.evaluation.evaluate import System
 from unimoer.evaluation.reference import load_encoder
@@ -26,25 +24,33 @@ from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
 from unimoer.schema import Environment, RunStatus, read_record, write_record
 from unimoer.schema.run import ServingCosts, TrainingSummary
 from unimoer.training.loop import train
-from unimoer.training.state import Counters
+from unimoer.training.parallel import Group, connect
+from unimoer.training.state import Counters, drop_states
 from unimoer.types import Task
 
 
 def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
     """Train and evaluate one run in `folder`; a repeated call goes on where the last one stopped.
 
+    Started by `torchrun` on several devices, every process calls this: all train, and the first one locks, writes,
+    evaluates and speaks.
+
     Raises:
         UserError: the folder is in use or holds another run, the data or the model is wrong, or training diverged.
     """
+    group, device = connect(torch.device(spec.device))
+    if not group.is_main:
+        if spec.train is not None:
+            _trained(spec, spec.train, folder, device, ignore, group)
+        return
     with locked(folder):
         _check_same(spec, folder)
-        device = torch.device(spec.device)
         reset_peak_memory(device)
         write_spec(folder, spec)
         status = _begin(spec, folder)
         model = None
         if spec.train is not None:
-            model = _trained(spec, spec.train, folder, device, watch)
+            model = _trained(spec, spec.train, folder, device, watch, group)
             status = status.model_copy(update={"training": read_record(TrainingSummary, folder / "training.json")})
 
         def spent(seconds: float) -> None:
@@ -66,7 +72,10 @@ def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
         evaluate(spec, folder, load, watch, spent)
         # Training may have been another process: its peak counts too.
         trained_peak = status.training.peak_memory_mb if status.training is not None else 0.0
-        update = {"state": "done", "peak_memory_mb": max(peak_memory_mb(device), trained_peak, status.peak_memory_mb)}
+        update: dict[str, Any] = {
+            "state": "done",
+            "peak_memory_mb": max(peak_memory_mb(device), trained_peak, status.peak_memory_mb),
+        }
         if model is not None and status.serving is None and spec.latency_requests:
             watch(Event("say", f"{spec.arm} seed {spec.seed}", "timing single requests"))
             _load_moment(model, folder, FINAL)
@@ -98,19 +107,23 @@ def _begin(spec: RunSpec, folder: Path) -> RunStatus:
     return status
 
 
-def _trained(spec: RunSpec, settings: TrainSpec, folder: Path, device: torch.device, watch: Watch) -> UnifiedModel:
+def _trained(
+    spec: RunSpec, settings: TrainSpec, folder: Path, device: torch.device, watch: Watch, group: Group
+) -> UnifiedModel:
     """The run's model at the end of its training, which is done now if it was not."""
-    watch(Event("say", f"{spec.arm} seed {spec.seed}", "loading the model"))
+    name = f"{spec.arm} seed {spec.seed}"
+    watch(Event("say", name, "loading the model"))
     model = UnifiedModel(settings.model, device, seed=settings.seed)
-    if is_trained(folder):
+    done = is_trained(folder) if group.is_main else False
+    if group.agree("trained" if done else None) is not None:
         for task, count in settings.steps.items():
             watch(Event("skip", work=f"train {task}", units=count))
-        _load_moment(model, folder, FINAL)
-        _drop_steps(folder)
+        if group.is_main:
+            _load_moment(model, folder, FINAL)
+            drop_states(folder / "checkpoints")
         return model
-    watch(Event("say", f"{spec.arm} seed {spec.seed}", "preparing data"))
+    watch(Event("say", name, "preparing data"))
     domains = data.training_data(settings.data)
-    name = f"{spec.arm} seed {spec.seed}"
     counters = train(
         settings,
         model,
@@ -118,12 +131,14 @@ def _trained(spec: RunSpec, settings: TrainSpec, folder: Path, device: torch.dev
         folder,
         keep=spec.checkpoints,
         trackers=spec.trackers,
-        progress=_Steps(watch, f"{name}: training"),
+        progress=_Steps(watch, f"{name}: training") if group.is_main else None,
         warn=lambda message: watch(Event("note", f"{name}, {message}")),
+        group=group,
     )
-    write_record(folder / "training.json", _summary(settings, model, domains, counters, device))
-    save_model(model, folder / "checkpoints" / FINAL)
-    _drop_steps(folder)
+    if group.is_main:
+        write_record(folder / "training.json", _summary(settings, model, counters, device))
+        save_model(model, folder / "checkpoints" / FINAL)
+        drop_states(folder / "checkpoints")
     return model
 
 
@@ -136,13 +151,6 @@ def _load_moment(model: UnifiedModel, folder: Path, moment: str) -> None:
         )
     load_weights(model, load_tensors(file), file)
     model.eval()
-
-
-def _drop_steps(folder: Path) -> None:
-    """Resumable checkpoints are of no use beside the final one, nor is what a kill left half written."""
-    for pattern in ("step-*", ".step-*", ".final.*"):
-        for leftover in (folder / "checkpoints").glob(pattern):
-            shutil.rmtree(leftover)
 
 
 class _Steps:
@@ -165,13 +173,7 @@ class _Steps:
         self.watch(Event("say", self.title, f"step {step}/{total} {detail}"))
 
 
-def _summary(
-    settings: TrainSpec,
-    model: UnifiedModel,
-    domains: Mapping[str, TrainingDomain],
-    counters: Counters,
-    device: torch.device,
-) -> TrainingSummary:
+def _summary(settings: TrainSpec, model: UnifiedModel, counters: Counters, device: torch.device) -> TrainingSummary:
     task = settings.tasks[0] if len(settings.tasks) == 1 else None
     return TrainingSummary(
         steps=counters.step,
@@ -181,6 +183,7 @@ def _summary(
         train_seconds=counters.seconds,
         peak_memory_mb=peak_memory_mb(device),
         trainable_parameters=sum(parameter.numel() for parameter in model.trainable(task).values()),
+        router_moved=model.router_moved(),
     )
 
 

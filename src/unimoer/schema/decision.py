@@ -86,7 +86,7 @@ class ConflictMeans(Record):
     reliability_embedding: float | None = None
     reliability_reranking: float | None = None
     noise_ceiling: float | None = None
-    """The largest cosine that two noisy estimates of one gradient would show; None where a mean reliability is < 0."""
+    """The largest cosine that two noisy estimates of one gradient would show; None where a mean is not positive."""
     magnitude_similarity: float | None = None
     measurements: int = 0
 

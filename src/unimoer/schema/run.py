@@ -55,8 +55,6 @@ class TrainingSummary(Record):
     trainable_parameters: int
     router_moved: float | None = None
     """Relative change of the routers' parameters since the start; None without routers, 0 where none learned."""
-    domains: dict[Task, dict[str, int]] = {}
-    """Batches of each domain by task."""
 
 
 class RunStatus(Record):
@@ -135,7 +133,11 @@ class ConflictLine(Record):
     cosine_corrected: float | None = None
     null_cosine: float | None = None
     """The same with one task's labels shuffled."""
+    half_cosine_embedding: float | None = None
+    """Of the gradients of the two halves of a task's own batch."""
+    half_cosine_reranking: float | None = None
     reliability_embedding: float | None = None
+    """The same for the whole batch, by Spearman and Brown."""
     reliability_reranking: float | None = None
     norm_embedding: float | None = None
     norm_reranking: float | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from unimoer.schema import ConflictLine
 from unimoer.schema.decision import ConflictMeans, Conflicts, LayerConflict
+from unimoer.training.conflict import ceiling, whole_batch
 
 
 def summarise_conflicts(lines: Sequence[ConflictLine]) -> Conflicts | None:
@@ -34,19 +35,23 @@ def _means(lines: Sequence[ConflictLine]) -> ConflictMeans:
         values = [float(value) for line in lines if (value := getattr(line, name)) is not None]
         return math.fsum(values) / len(values) if values else None
 
-    embedding, reranking = mean("reliability_embedding"), mean("reliability_reranking")
-    # Averaged first: a split-half cosine below 0 is noise, and cutting each off at 0 would lift the ceiling above both.
-    ceiling = None
-    if embedding is not None and reranking is not None and min(embedding, reranking) >= 0.0:
-        ceiling = math.sqrt(embedding * reranking)
+    halves = [
+        [value for line in lines if (value := getattr(line, name)) is not None]
+        for name in ("half_cosine_embedding", "half_cosine_reranking")
+    ]
     return ConflictMeans(
         mean_cosine=mean("cosine"),
         mean_cosine_corrected=mean("cosine_corrected"),
         null_cosine=mean("null_cosine"),
         negative_share=sum((line.cosine or 0.0) < 0.0 for line in lines) / len(lines),
-        reliability_embedding=embedding,
-        reliability_reranking=reranking,
-        noise_ceiling=ceiling,
+        reliability_embedding=_reliability(halves[0]),
+        reliability_reranking=_reliability(halves[1]),
+        noise_ceiling=ceiling(*halves),
         magnitude_similarity=mean("magnitude_similarity"),
         measurements=len(lines),
     )
+
+
+def _reliability(halves: Sequence[float]) -> float | None:
+    """Averaged first, then stepped up to the whole batch: one by one, noise around 0 would not average out."""
+    return whole_batch(math.fsum(halves) / len(halves)) if halves else None

@@ -111,7 +111,7 @@ def _variant_runs(config: StudyConfig, variant: str, device: torch.device) -> li
         RunSpec(arm=name, seed=0, suites=vectors, **common | {"variant": ONLY}) for name in config.evaluation.encoders
     ]
     for number, seed in enumerate(config.seeds):
-        if number == 0 or config.model.reranking.is_learned:
+        if number == 0 or config.model.reranking.starts_at_random:
             tasks = tuple(Task) if number == 0 else (Task.RERANKING,)
             found.append(RunSpec(arm=UNTRAINED, seed=seed, model=config.model, suites=_suites(config, tasks), **common))
     for seed in config.seeds:

@@ -199,7 +199,7 @@ def test_lists_that_fit_are_taken(make: Make) -> None:
     sharp = {"type": "group_softmax", "temperature": 0.1}
     for head, loss in (("listwise", {"type": "listwise"}), ("listwise", {"type": "ranknet"}), ("cosine", sharp)):
         settings = tiny.parsed(make(model__reranking={**LISTS, "head": head}, training__reranking__loss=loss))
-        assert settings.model.reranking.is_learned == (head == "listwise")
+        assert settings.model.reranking.starts_at_random == (head == "listwise")
 
 
 @pytest.mark.parametrize("target", ["q_prj", "query"])

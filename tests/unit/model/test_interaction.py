@@ -109,6 +109,6 @@ def test_other_pooling_is_refused(base: Path) -> None:
 
 def test_no_other_format_can_say_it(base: Path) -> None:
     config = build(base).config
-    with pytest.raises(UserError, match=r"reads more than one pooled state of a pair.*--task embedding exports the rest"):
+    with pytest.raises(UserError, match=r"more than one pooled state of a pair.*--task embedding exports the rest"):
         check_pairs(config, tuple(Task))
     check_pairs(config, (Task.EMBEDDING,))
