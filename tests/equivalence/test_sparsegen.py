@@ -140,7 +140,8 @@ def test_the_sparsity_loss_asks_for_the_bound_and_no_more() -> None:
     logits = torch.zeros(2, 1, 3)
     # Equal logits: lambda would have to be 1 for fewer than all, and is near -1.6.
     loss = made(hidden, context).losses["sparsity"]
-    sparsity = made.network(made.project(hidden.mean(1, keepdim=True), made.network.first, context))
+    unit = hidden * hidden.square().mean(-1, keepdim=True).rsqrt()
+    sparsity = made.network(made.project(unit.mean(1, keepdim=True), made.network.first, context))
     expected = 0.5 * (sparsity_bound(logits, 2) - sparsity).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
@@ -165,10 +166,10 @@ def test_padding_does_not_dilute_the_sparsity_loss() -> None:
 
 
 def test_lambda_starts_dense_stays_below_one_and_depends_on_the_text() -> None:
-    """On inputs of unit size, as normalised states are; every tensor of the network learns from the first step on."""
+    """On inputs of unit length, as readings are; every tensor of the network learns from the first step on."""
     torch.manual_seed(0)
     network = SparsityNetwork(64, 16)
-    x = torch.randn(500, 64)
+    x = torch.randn(500, 64) / 8
     found = network(x @ network.first.t())
     assert found.mean().item() == pytest.approx(-1.6, abs=0.3)
     assert found.std().item() > 0.05

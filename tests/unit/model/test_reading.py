@@ -49,14 +49,14 @@ def test_the_map_is_that_of_everything_read_so_far() -> None:
     feed(reading, {Task.EMBEDDING: first})
     whole = torch.cat(first)
     assert tiny.relative(reading.centre, whole.mean(0)) < 1e-5
-    assert tiny.relative(reading.scale, 1 / whole.std(0, correction=0)) < 1e-3
+    assert tiny.relative(reading.scale, 1 / whole.std(0, correction=0) / 3**0.5) < 1e-3
     second = [offset + 1 + size * torch.randn(5, 3) for _ in range(6)]
     feed(reading, {Task.RERANKING: second})
     other = torch.cat(second)
     centre = (whole.mean(0) + other.mean(0)) / 2
     variance = ((whole - centre).square().mean(0) + (other - centre).square().mean(0)) / 2
     assert tiny.relative(reading.centre, centre) < 1e-5
-    assert tiny.relative(reading.scale, variance.rsqrt()) < 1e-3
+    assert tiny.relative(reading.scale, variance.rsqrt() / 3**0.5) < 1e-3
 
 
 def test_old_steps_are_forgotten() -> None:
@@ -64,7 +64,7 @@ def test_old_steps_are_forgotten() -> None:
     rows = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
     feed(reading, {Task.EMBEDDING: [rows + 5] * HORIZON + [rows] * (7 * HORIZON)})
     assert torch.allclose(reading.centre, rows.mean(0), atol=0.15)
-    assert torch.allclose(1 / reading.scale, torch.tensor([1.0, 0.0]), atol=0.5)
+    assert torch.allclose(2**-0.5 / reading.scale, torch.tensor([1.0, 0.0]), atol=0.5)
 
 
 def routed(base: Path, **router: Any) -> UnifiedModel:
@@ -224,11 +224,12 @@ def test_a_few_steps_teach_a_router_two_kinds_of_texts(base: Path) -> None:
     groups = torch.arange(32) % 2
     states = shared + groups[:, None, None] * kind + 0.3 * torch.randn(32, 6, width)
     router: Any = RouterFactory(SoftmaxConfig(noise_epsilon=0.0), 1)(["one", "two"], 2, width, 0).train()
-    old = router.weight.detach().clone().requires_grad_()
+    # Of the size that it had there.
+    old = (router.weight.detach() * width**-0.5).requires_grad_()
     normal = states * states.square().mean(-1, keepdim=True).rsqrt() * gain
     for one, read, parameter in ((router, states, router.weight), (old, normal, old)):
         optimizer = torch.optim.AdamW([parameter], lr=1e-2)
-        for _ in range(20):
+        for _ in range(40):
             loss = F.nll_loss(decide(one, read).log(), groups)
             optimizer.zero_grad()
             loss.backward()
@@ -240,11 +241,11 @@ def test_a_few_steps_teach_a_router_two_kinds_of_texts(base: Path) -> None:
 
 
 def test_an_untrained_model_needs_no_statistics(base: Path) -> None:
-    """Centre 0 and scale 1 until the first step; the experts are neutral then, so the model is its base."""
+    """Centre 0 and deviation 1 until the first step; the experts are neutral then, so the model is its base."""
     model, plain = routed(base), tiny.build(base)
     batch = tiny.batch(tiny.ids([5, 9]))
     for reading in readings(model):
         assert not reading.centre.any()
-        assert torch.equal(reading.scale, torch.ones_like(reading.scale))
+        assert torch.equal(reading.scale, torch.full((32,), 32**-0.5))
     assert tiny.relative(model.embed(batch), plain.embed(batch)) < 1e-6
     assert isinstance(model.decoder, FusedDecoder)

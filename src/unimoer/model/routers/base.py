@@ -82,7 +82,7 @@ class LearnedRouter(Router):
         self.register_buffer("read_count", torch.zeros(len(TASKS)), persistent=False)
         self.register_buffer("read_sums", torch.zeros(len(TASKS), 2, width), persistent=False)
         # Logits with a deviation of 0.1: every router starts close to uniform, so that every expert gets a gradient.
-        self.weight = nn.Parameter(torch.randn(units, width) * (0.1 * width**-0.5))
+        self.weight = nn.Parameter(0.1 * torch.randn(units, width))
         self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
         if self.task_bias is not None and config.task_prior > 0:
             self.task_bias.data += config.task_prior * own_experts(experts)

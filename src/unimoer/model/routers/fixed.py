@@ -74,12 +74,12 @@ class UniformRouter(Router):
 class RandomFrozenRouter(LearnedRouter):
     """A softmax over logits that nobody trained: what routing gives without learning to route.
 
-    What it reads has unit deviation, so its logits have that of `spread` between texts.
+    What it reads has unit length, so its logits have the deviation `spread` between texts.
     """
 
     def __init__(self, config: RandomFrozenConfig, experts: Sequence[str], units: int, width: int) -> None:
         super().__init__(config, experts, units, width)
-        weight = torch.randn(units, width) * (config.spread * width**-0.5)
+        weight = config.spread * torch.randn(units, width)
         del self.weight
         # A buffer: saved with the model, seen by no optimizer.
         self.register_buffer("weight", weight)

@@ -1,4 +1,4 @@
-"""What a router reads: states of unit size, centred and scaled by what was measured while training."""
+"""What a router reads: states centred and scaled, feature by feature, by what was measured while training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ class Standardiser(nn.Module):
     """Running mean and deviation of each feature over what is decided on, and the map that they give.
 
     Hidden states of a language model lie close together: what all texts share is ten times what sets them apart. A
-    linear router that reads them as they are has the same logits for all texts. Centred, and divided by the deviation
-    of each feature, its logits differ as much as its weights say.
+    linear router that reads them as they are has the same logits for all texts. So they are centred, each feature is
+    divided by its deviation, and all by the root of their number: the whole has unit length on average. Weights of
+    deviation w then give logits of deviation w, whatever the base and its width, and an optimizer that moves each
+    weight by so much moves logits at the same speed in a narrow model and a wide one.
 
     Each task has statistics of its own, and both count alike however many texts and steps they have: the centre lies
     half-way between the tasks, and the variance has the distance between them in it. What is read is added up by
-    the router and take effect in `update`, once an optimizer step: within a step, and at inference, they are fixed
-    numbers, so neither the other texts of a batch nor training mode change a decision. Before the first step the
-    centre is 0 and the scale 1; an adapter is neutral then, whatever its router says.
+    the router and takes effect in `update`, once an optimizer step: within a step, and at inference, the map is fixed,
+    so neither the other texts of a batch nor training mode change a decision. Before the first step every feature has
+    centre 0 and deviation 1; an adapter is neutral then, whatever its router says.
     """
 
     centre: Tensor
@@ -37,7 +39,7 @@ class Standardiser(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("scale", torch.full((width,), width**-0.5))
         self.register_buffer("means", torch.zeros(len(TASKS), width))
         self.register_buffer("variances", torch.zeros(len(TASKS), width))
         self.register_buffer("steps", torch.zeros(len(TASKS)))
@@ -60,6 +62,6 @@ class Standardiser(nn.Module):
         share = (self.steps > 0).to(count.dtype)
         share = share / share.sum().clamp(min=1)
         self.centre.copy_(share @ self.means)
-        variance = share @ (self.variances + (self.means - self.centre).square())
-        # Before the first step the scale stays 1.
-        self.scale.copy_(torch.where(share.sum() > 0, (variance + SMALLEST).rsqrt(), self.scale))
+        variance = share @ (self.variances + (self.means - self.centre).square()) + SMALLEST
+        # Before the first step the deviation stays 1.
+        self.scale.copy_(torch.where(share.sum() > 0, (variance * len(variance)).rsqrt(), self.scale))

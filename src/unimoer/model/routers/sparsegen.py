@@ -58,7 +58,7 @@ class SparsityNetwork(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.empty(hidden, width).uniform_(-1, 1) * width**-0.5)
+        self.first = nn.Parameter(torch.empty(hidden, width).uniform_(-1, 1))
         self.first_bias = nn.Parameter(torch.zeros(hidden))
         self.second = nn.Parameter(torch.empty(1, hidden).uniform_(-1, 1) * hidden**-0.5)
         self.second_bias = nn.Parameter(torch.full((1,), -2.5))
