@@ -73,6 +73,7 @@ def write_study(
         families=interference.families(DATASETS) | recovery.families(others, DATASETS),
         training={},
         domains={},
+        suite="test",
         suites={"test": SuitePlan(collections=dict.fromkeys(DATASETS, collection), first_stage="bm25", depth=20)},
         checkpoints=list(steps),
     )

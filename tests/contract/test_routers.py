@@ -409,7 +409,7 @@ def test_what_is_loaded_is_bit_for_bit_what_was_saved(member: type[Any], base: P
 
 
 def test_an_unknown_router_is_one_line_with_the_nearest(experiment: Callable[..., dict[str, Any]]) -> None:
-    arm = {"mode": "joint_moe", "experts": {"a": 1, "b": 1}}
+    arm = {"experts": {"a": 1, "b": 1}}
     with pytest.raises(UserError) as caught:
         tiny.parsed(experiment(custom_arms={"mine": {**arm, "router": {"type": "sparsgen"}}}, arms=["mine"]))
     assert str(caught.value) == "tiny: custom_arms.mine.router.type: unknown 'sparsgen'; did you mean 'sparsegen'?"

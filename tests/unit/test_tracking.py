@@ -135,9 +135,9 @@ def test_wandb_works_offline_and_goes_on_after_an_interruption(tmp_path: Path) -
 def test_the_trackers_of_the_configuration_are_those_that_exist() -> None:
     from typing import get_args
 
-    from unimoer.config import ExperimentConfig
+    from unimoer.config import StudyConfig
 
-    [literal, _] = get_args(ExperimentConfig.model_fields["trackers"].annotation)
+    [literal, _] = get_args(StudyConfig.model_fields["trackers"].annotation)
     assert set(get_args(literal)) == set(SINKS)
 
 

@@ -38,6 +38,8 @@ class TrainSpec(Strict):
     base: str
     """Identity of the frozen base's content; see `model.backbone.base_identity`."""
     data: DataConfig
+    fingerprints: dict[str, str]
+    """Content of every domain, by name: a configuration says where data lie, not what they are."""
     training: TrainingConfig
     """With the arm's own settings."""
     dtype: Literal["float32", "bfloat16"]
@@ -67,6 +69,7 @@ class TrainSpec(Strict):
             "schedule": self.schedule.value,
             "steps": {task.value: count for task, count in self.steps.items()},
             "base": self.base,
+            "fingerprints": self.fingerprints,
             "dtype": self.dtype,
             "device": self.device,
         }
@@ -85,9 +88,12 @@ class SuiteSpec(Strict):
     def key(self, training_key: str, model: ModelConfig | None) -> str:
         """Eight hex digits; `model` is what is evaluated, None for a reference that needs none."""
         limits = None if model is None else [model.prompts.max_query_tokens, model.prompts.max_document_tokens]
+        suite = changed(self.suite)
+        # Whole searches are measured beside the rest, in files of their own.
+        suite.pop("whole_search", None)
         content = {
             "run": training_key,
-            "suite": changed(self.suite),
+            "suite": suite,
             "data": self.fingerprints,
             "limits": limits,
         }

@@ -19,7 +19,7 @@ from unimoer.provenance import environment
 from unimoer.runs import data
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch, ignore
-from unimoer.runs.folder import FINAL, is_trained, locked, write_spec
+from unimoer.runs.folder import FINAL, is_trained, locked, moments, write_spec
 from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
 from unimoer.schema import Environment, RunStatus, read_record, write_record
 from unimoer.schema.run import ServingCosts, TrainingSummary
@@ -93,11 +93,7 @@ def _check_same(spec: RunSpec, folder: Path) -> None:
 def _begin(spec: RunSpec, folder: Path) -> RunStatus:
     """Provenance and status; evaluations that an earlier call has done took their time too."""
     if not (folder / "env.json").exists():
-        prints = (
-            {}
-            if spec.train is None
-            else {name: domain.dataset.fingerprint for name, domain in data.training_data(spec.train.data).items()}
-        )
+        prints = {} if spec.train is None else spec.train.fingerprints
         found = environment(spec.device).model_copy(update={"key": spec.key, "seed": spec.seed, "data": prints})
         write_record(folder / "env.json", found)
     status = RunStatus(state="running", arm=spec.arm, seed=spec.seed, variant=spec.variant)
@@ -129,7 +125,7 @@ def _trained(
         model,
         domains,
         folder,
-        keep=spec.checkpoints,
+        keep=[step for _, step in moments(spec) if step is not None],
         trackers=spec.trackers,
         progress=_Steps(watch, f"{name}: training") if group.is_main else None,
         warn=lambda message: watch(Event("note", f"{name}, {message}")),

@@ -74,9 +74,12 @@ def parse_record(model: type[FoundRecord], content: Any, where: str) -> FoundRec
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Replace `path` atomically; NaN is refused rather than written."""
+    """Replace `path` atomically; NaN is refused rather than written.
+
+    Fields and keys stay in their own order: arms and variants are listed in that of the plan.
+    """
     content = record.model_dump(mode="json", by_alias=True)
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_lines(model: type[FoundRecord], path: Path, identity: Sequence[str]) -> list[FoundRecord]:

@@ -107,6 +107,8 @@ class Declaration(Record):
     training: dict[str, str]
     """Run folder name without its seed -> hash of its settings, so that a changed learning rate shows."""
     domains: dict[str, DomainPlan]
+    suite: str
+    """The one that decides."""
     suites: dict[str, SuitePlan]
     checkpoints: list[int] = []
 

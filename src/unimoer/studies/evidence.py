@@ -62,7 +62,7 @@ class Evidence:
     @property
     def suite(self) -> str:
         """The suite that decides."""
-        return next(iter(self.plan.declared.suites))
+        return self.plan.declared.suite
 
     @property
     def metric(self) -> str:

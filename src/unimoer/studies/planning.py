@@ -89,6 +89,7 @@ def plan_study(config: StudyConfig, study: str, families: Mapping[str, list[str]
         families={name: sorted(members) for name, members in families.items()},
         training={f"{spec.variant}:{spec.arm}": _settings(spec) for spec in order if spec.train is not None},
         domains=_domains(points),
+        suite=config.suite,
         suites={name: _suite(config, name) for name in config.evaluation.suites},
         checkpoints=sorted(config.evaluation.checkpoints),
     )
@@ -140,6 +141,7 @@ def train_spec(config: StudyConfig, arm: str, seed: int, device: torch.device) -
         model=model,
         base=base_identity(model),
         data=config.data,
+        fingerprints={name: domain.dataset.fingerprint for name, domain in training_data(config.data).items()},
         training=training,
         dtype=cast("Literal['float32', 'bfloat16']", dtype),
         device=cast("Literal['cpu', 'cuda', 'mps']", device.type),

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-from unimoer.experiments.arms import arm_settings, count_parameters
 
 import tiny
 from unimoer.config import ALL_PROJECTIONS, BUILTIN, AdapterConfig
@@ -17,9 +16,10 @@ from unimoer.config.arms import THREE_EXPERTS
 from unimoer.config.router import HardConfig, SoftmaxConfig, SparsegenConfig
 from unimoer.errors import UserError
 from unimoer.model.budget import TOLERANCE, BaseShape, measure_base, router_parameters, shape_of, solve_ranks
+from unimoer.studies.arms import arm_settings, count_parameters
 
 Make = Callable[..., dict[str, Any]]
-JOINT = [name for name, arm in BUILTIN.items() if len(arm.mode.tasks) == 2]
+JOINT = [name for name, arm in BUILTIN.items() if len(arm.tasks) == 2]
 
 
 def smollm2(layers: int = 12) -> BaseShape:
@@ -40,12 +40,17 @@ def test_the_shape_is_that_of_the_architecture() -> None:
     attention = (576 + 576) + 2 * (576 + 192) + (576 + 576)
     mlp = 3 * (576 + 1536)
     inputs = {"qkv": 576, "o": 576, "gate_up": 576, "down": 1536}
-    assert smollm2() == BaseShape(12, attention + mlp, 576, inputs)
+    per_layer = 576 * (576 + 192 + 192 + 576) + 3 * 576 * 1536 + 2 * 576
+    # Vocabulary and output layer, and the last norm.
+    whole = 12 * per_layer + 2 * 64 * 576 + 576
+    assert smollm2() == BaseShape(12, attention + mlp, 576, inputs, whole)
 
 
 def test_the_shape_of_a_model_on_disk_is_read_without_its_weights(base: Path) -> None:
     config = tiny.model_config(base, adapter={"rank": 4, "targets": ["v_proj", "down_proj"]}, layers=2)
-    assert measure_base(config) == BaseShape(2, (32 + 32) + (48 + 32), 32, {"qkv": 32, "down": 48})
+    kept = AutoModelForCausalLM.from_pretrained(base).named_parameters()
+    size = sum(parameter.numel() for name, parameter in kept if ".layers.2." not in name)
+    assert measure_base(config) == BaseShape(2, (32 + 32) + (48 + 32), 32, {"qkv": 32, "down": 48}, size)
     with pytest.raises(UserError, match="has none of query"):
         measure_base(tiny.model_config(base, adapter={"targets": ["query"]}))
 
@@ -59,8 +64,8 @@ def test_every_joint_arm_has_the_size_of_one_lora(arm: str, experiment: Make) ->
     for name, parameter in tiny.arm_model(config, arm).trainable().items():
         if not name.startswith("head."):
             built["router_parameters" if ".routers." in name else "adapter_parameters"] += parameter.numel()
-    assert count_parameters(described) == built
-    plain = count_parameters(config.model)["adapter_parameters"]
+    assert count_parameters(described) == (built["adapter_parameters"], built["router_parameters"])
+    plain, _ = count_parameters(config.model)
     assert abs(sum(built.values()) / plain - 1) <= TOLERANCE
 
 
@@ -112,7 +117,7 @@ def test_a_budget_that_is_too_small_says_so() -> None:
 
 
 def test_routers_of_projections_are_counted_by_the_groups_that_have_an_adapter(experiment: Make) -> None:
-    arm = {"mode": "joint_moe", "experts": THREE_EXPERTS, "router": {"type": "sparsegen", "scope": "projection"}}
+    arm = {"experts": THREE_EXPERTS, "router": {"type": "sparsegen", "scope": "projection"}}
     adapter = {"rank": 24, "alpha": 24.0, "targets": ["v_proj", "gate_proj", "down_proj"]}
     config = tiny.parsed(experiment(model__adapter=adapter, custom_arms={"mine": arm}, arms=["mine"]))
     trainable = tiny.arm_model(config, "mine").trainable()
@@ -120,4 +125,4 @@ def test_routers_of_projections_are_counted_by_the_groups_that_have_an_adapter(e
     # One router a group and layer; the network for lambda once for each width of input.
     assert sum(name.endswith(".weight") for name in routers) == 9
     assert sum(name.endswith(".second_bias") for name in routers) == 2
-    assert count_parameters(arm_settings(config, "mine")[1])["router_parameters"] == sum(routers.values())
+    assert count_parameters(arm_settings(config, "mine")[1])[1] == sum(routers.values())

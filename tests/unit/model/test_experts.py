@@ -19,8 +19,8 @@ from unimoer.errors import UserError
 from unimoer.model.checkpoint import fingerprint, load_model, save_model
 from unimoer.model.experts import freeze_expert, grow_expert, remove_expert
 from unimoer.model.unified import UnifiedModel
-from unimoer.training.loop import build_optimizer
-from unimoer.types import TrainingMode
+from unimoer.training.optimizer import Optimizer
+from unimoer.types import Task
 
 EXPERTS = {"embedding": 2, "reranking": 2, "shared": 4}
 BATCH = tiny.batch(tiny.ids([5, 9, 3]))
@@ -40,7 +40,7 @@ def outputs(model: UnifiedModel) -> Tensor:
 
 def train(model: UnifiedModel, steps: int = 3) -> None:
     """With momentum and a weight decay that would show."""
-    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5), TrainingMode.JOINT_MOE)
+    optimizer = Optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5), tuple(Task)).adamw
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -71,7 +71,7 @@ def test_a_frozen_expert_does_not_move_and_is_saved(base: Path, tmp_path: Path) 
 def test_an_expert_frozen_in_mid_training_stops_at_once(base: Path) -> None:
     """Its momentum is there, and moves nothing."""
     model = build(base)
-    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5), TrainingMode.JOINT_MOE)
+    optimizer = Optimizer(model, OptimizerConfig(lr=1e-2, weight_decay=0.5), tuple(Task)).adamw
     for step in range(4):
         if step == 2:
             freeze_expert(model, "embedding")

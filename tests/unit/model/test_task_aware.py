@@ -13,8 +13,8 @@ from unimoer.config import OptimizerConfig
 from unimoer.model.experts import remove_expert
 from unimoer.model.routing import RoutingTrace
 from unimoer.model.unified import UnifiedModel
-from unimoer.training.loop import build_optimizer
-from unimoer.types import Task, TrainingMode
+from unimoer.training.optimizer import Optimizer
+from unimoer.types import Task
 
 Bases = Callable[[str], Path]
 ROUTERS = ("sparsegen", "softmax", "topk", "tsallis", "hierarchical")
@@ -75,10 +75,10 @@ def test_a_prior_starts_each_task_with_its_own_expert_ahead(router: str, layer: 
 def test_routers_and_heads_have_rates_of_their_own(bases: Bases) -> None:
     model = build(bases("qwen3"), "sparsegen")
     config = OptimizerConfig(lr=1e-3, router_lr=1e-2, head_lr=1e-4)
-    groups = build_optimizer(model, config, TrainingMode.JOINT_MOE).param_groups
+    groups = Optimizer(model, config, tuple(Task)).adamw.param_groups
     assert [group["peak_lr"] for group in groups] == [1e-3, 1e-2, 1e-4]
     assert sum(len(group["params"]) for group in groups) == len(model.trainable())
     routers = {id(p) for name, p in model.trainable().items() if ".routers." in name}
     assert {id(parameter) for parameter in groups[1]["params"]} == routers
-    plain = build_optimizer(tiny.build(bases("qwen3")), OptimizerConfig(lr=1e-3), TrainingMode.EMB_ONLY)
+    plain = Optimizer(tiny.build(bases("qwen3")), OptimizerConfig(lr=1e-3), (Task.EMBEDDING,)).adamw
     assert [group["peak_lr"] for group in plain.param_groups] == [1e-3]

@@ -312,6 +312,7 @@ def plan(
             families={"primary": ["embedding", "reranking"]},
             training={},
             domains=dict.fromkeys(collections[:4], domain),
+            suite="main",
             suites={"main": suite},
         ),
         frozen="f" * 64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import tiny
 from unimoer.config import BUILTIN, RunSpec, StudyConfig, TrainingConfig
 from unimoer.errors import UserError
+from unimoer.runs.data import _training_data
+from unimoer.schema import Declaration, read_record, write_record
 from unimoer.studies import STUDIES, find_study
+from unimoer.studies.freeze import differences
 from unimoer.studies.planning import Planned, declaration_hash, plan_study, train_spec
 from unimoer.types import Task
 
@@ -256,3 +260,43 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 def test_every_study_has_its_two_configurations(study: Any) -> None:
     for name in (study.config, study.quick):
         assert (CONFIGS / f"{name}.yaml").is_file(), name
+
+
+def test_the_suite_that_decides_is_the_first_of_the_configuration_on_disk_too(
+    experiment: Make, tmp_path: Path
+) -> None:
+    """And arms stay in their order: a file whose keys are sorted would have neither."""
+    content = experiment(arms=["rank_only", "joint_single", "emb_only"])
+    content["evaluation"]["suites"]["also"] = content["evaluation"]["suites"]["test"]
+    declared = planned(content).declared
+    write_record(tmp_path / "declared.json", declared)
+    found = read_record(Declaration, tmp_path / "declared.json")
+    assert (found.suite, list(found.suites)) == ("test", ["test", "also"])
+    assert list(found.arms[""]) == ["rank_only", "joint_single", "emb_only"]
+    content["evaluation"]["suites"] = dict(reversed(content["evaluation"]["suites"].items()))
+    assert list(differences(declared, planned(content).declared)) == ["suite: test -> also"]
+
+
+def test_other_training_data_under_the_same_name_is_another_run(
+    experiment: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    """A configuration names a folder, not what is in it."""
+    moving = shutil.copytree(data["kitchen"], tmp_path / "kitchen")
+    config = tiny.parsed(experiment(data__domains={"kitchen": {"source": str(moving)}}))
+    before = key(config)
+    assert key(config) == before
+    corpus = moving / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("kettle", "teapot"))
+    # As a new process would.
+    _training_data.cache_clear()
+    assert key(config) != before
+
+
+def test_whole_searches_leave_the_other_scores_what_they_are(experiment: Make) -> None:
+    first, second = (
+        next(run for run in planned(experiment(evaluation__suites__test__whole_search=whole)).runs if run.train)
+        for whole in (False, True)
+    )
+    assert first.train is not None
+    model = first.train.model
+    assert first.suites[0].key(first.key, model) == second.suites[0].key(second.key, model)
