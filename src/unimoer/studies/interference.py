@@ -35,7 +35,7 @@ from unimoer.types import Task
 
 Name = TypeVar("Name", bound=str)
 
-INTERVAL = "95%, over seeds and queries as crossed random effects; ratios by Fieller's method (docs/statistics.md)"
+INTERVAL = "95%, in closed form; ratios by Fieller's method (docs/statistics.md)"
 TEST = "two-sided, dual to the interval; p_models is a sign-flip test over queries, of these trained models only"
 
 SEEDS_NEEDED = 3

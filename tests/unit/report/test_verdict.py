@@ -71,7 +71,7 @@ def test_sentences_name_rule_interval_minimum_effect_and_what_would_settle_it(st
     )
     assert embedding == (
         "Embedding: TIR +1.5%, 95% interval [−1.0, 4.0]. Minimum detectable effect, with a power of 80%: 3.5 points. "
-        "Settling it takes about 4,200 test queries with the same seeds."
+        "Settling it takes about 4,200 test queries in every collection with the same seeds."
     )
     assert reranking.startswith("Reranking: TIR +0.2%, 95% interval [−2.3, 2.7].")
     assert "Settling" not in lead_of(studies("fail"))[2][1]
@@ -84,7 +84,7 @@ def test_what_settles_it_counts_seeds_too_or_says_that_nothing_would(studies: Ge
     for needed, expected in (
         (
             {"queries": 900, "seeds": 12},
-            "about 900 test queries with the same seeds or 12 seeds with the same queries.",
+            "about 900 test queries in every collection with the same seeds or 12 seeds with the same queries.",
         ),
         ({"queries": None, "seeds": None}, "Neither more queries nor more seeds alone would settle it."),
     ):

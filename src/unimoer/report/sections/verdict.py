@@ -84,7 +84,7 @@ def _task(decision: Decision, task: Task) -> str:
         sentences.append(f"Minimum detectable effect, with a power of 80%: {found.tir.mde:.1f} points.")
     if found.tir.needed is not None:
         needed = found.tir.needed
-        ways = [f"{needed.queries:,} test queries with the same seeds"] if needed.queries is not None else []
+        ways = [f"{needed.queries:,} test queries in every collection with the same seeds"] if needed.queries is not None else []
         ways += [f"{needed.seeds:,} seeds with the same queries"] if needed.seeds is not None else []
         sentences.append(
             f"Settling it takes about {' or '.join(ways)}."
