@@ -341,3 +341,13 @@ def test_a_task_without_experts_is_refused_for_peft(base: Path, tmp_path: Path) 
     assert refused(model, tmp_path / "out").startswith("embedding: its experts have rank 0 in every layer")
     [folder] = export_model(model, tmp_path / "out", tasks=[Task.RERANKING])
     assert folder.name == "reranking"
+
+
+def test_a_merged_tokenizer_ends_texts_by_the_token_that_was_named(base: Path, tmp_path: Path) -> None:
+    """Which need not be the one that the base's tokenizer names."""
+    prompts = {**tiny.PROMPTS, "eos_token": "<|im_end|>"}
+    model = tiny.build(base, noise=0.1, prompts=prompts)
+    export_model(model, tmp_path / "out", form="merged", tasks=[Task.EMBEDDING])
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out" / "embedding")("pond").input_ids
+    assert ids == model.prompter.documents(["pond"])[0]
+    assert ids[-1] == model.tokenizer.convert_tokens_to_ids("<|im_end|>")
