@@ -1,63 +1,78 @@
-"""Whole experiments in this process: skipping, continuing, refusing, and what lies on disk afterwards."""
+"""Whole studies in this process: skipping, continuing, amending, refusing, and what lies on disk afterwards."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
-from unimoer.experiments.evaluation import checkpoint_folder, evaluate_checkpoint
-from unimoer.experiments.plan import plan_runs
-from unimoer.experiments.run import is_done
-from unimoer.experiments.runner import locked, run_experiment, run_single, workload
 
 import tiny
+from unimoer.config import RunSpec
 from unimoer.errors import UserError
+from unimoer.evaluation import evaluate as evaluation
+from unimoer.evaluation.metrics import read_trec
 from unimoer.files import read_json
-from unimoer.model.checkpoint import load_model
+from unimoer.runs import is_done, read_spec
+from unimoer.studies import find_study
+from unimoer.studies.planning import plan_study
+from unimoer.studies.run import run_study, workload, write_results
 from unimoer.types import Task
 
 Make = Callable[..., dict[str, Any]]
+FILES = {"run.trec", "per_query.jsonl", "metrics.json"}
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
-def run(content: dict[str, Any], folder: Path) -> str:
-    """The whole experiment; returns what it printed."""
-    console = quiet()
-    run_experiment(tiny.parsed(content), folder, device=tiny.CPU, command="test", console=console)
+def run(content: dict[str, Any], folder: Path, study: str = "kill-gate", **options: Any) -> str:
+    """The whole study; returns what it printed."""
+    console = Console(file=io.StringIO(), width=200)
+    run_study(
+        find_study(study), tiny.parsed(content), folder, device=tiny.CPU, command="test", console=console, **options
+    )
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def single(content: dict[str, Any], folder: Path) -> str:
-    console = quiet()
-    run_single(tiny.parsed(content), folder, device=tiny.CPU, console=console)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+def specs(content: dict[str, Any]) -> tuple[RunSpec, ...]:
+    return plan_study(find_study("kill-gate").prepare(tiny.parsed(content)), "kill-gate", {}, tiny.CPU).runs
 
 
-def one_arm(experiment: Make, arm: str = "rank_only", **changes: Any) -> dict[str, Any]:
-    return experiment(arms=[arm], **changes)
-
-
-def snapshot(folder: Path) -> dict[str, int]:
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every file: a file that was written again has another."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def trained_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """What training leaves: logs, summaries, weights."""
+    return {name: found for name, found in snapshot(folder).items() if "/eval/" not in name and _trained(name)}
+
+
+def _trained(name: str) -> bool:
+    return "checkpoints" in name or Path(name).name in ("metrics.jsonl", "gradient_conflicts.jsonl", "training.json")
+
+
+def folder_of(study: Path, arm: str, seed: int = 1) -> Path:
+    [found] = (study / "runs").glob(f"{arm}-s{seed}-*")
+    return found
+
+
+def scores(run: Path, *path: str, suite: str = "test", moment: str = "final") -> Path:
+    """A file below the evaluation of a suite, whose folder ends in its key."""
+    [root] = (run / "eval").glob(f"{suite}-????????")
+    return root.joinpath(moment, *path)
 
 
 @pytest.fixture(scope="module")
 def finished(base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
-    """A finished experiment of the default tiny configuration. Tests that change files must copy it."""
+    """A finished study of the default tiny configuration. Tests that change files must copy it."""
     folder = tmp_path_factory.mktemp("finished") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNIMOER_CACHE", str(shared_cache))
@@ -65,319 +80,428 @@ def finished(base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPat
     return folder
 
 
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever trains now is a mistake."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it trains again")
+
+    # By its name: in the package, `execute` is the function.
+    monkeypatch.setattr(import_module("unimoer.runs.execute"), "train", refuse)
+
+
 def test_every_run_leaves_what_the_design_names(finished: Path, experiment: Make) -> None:
-    assert {"plan.json", "results.json", "decision.json", "runs"} <= {path.name for path in finished.iterdir()}
-    config = tiny.parsed(experiment())
-    for planned in plan_runs(config):
-        folder = finished / "runs" / planned.folder
-        assert is_done(folder)
-        expected = {"config.yaml", "env.json", "status.json", "eval"}
-        if planned.mode is not None:
-            expected |= {"metrics.jsonl", "checkpoints", "training.json", "arm.yaml"}
-        if planned.arm == "joint_single":
+    assert {path.name for path in finished.iterdir()} == {
+        ".lock",
+        "plan.json",
+        "results.json",
+        "scores.json.gz",
+        "decision.json",
+        "runs",
+    }
+    planned = specs(experiment())
+    assert {path.name for path in (finished / "runs").iterdir()} == {spec.folder for spec in planned}
+    for spec in planned:
+        folder = finished / "runs" / spec.folder
+        assert is_done(folder, spec)
+        expected = {".lock", "config.yaml", "env.json", "status.json", "eval"}
+        if spec.train is not None:
+            expected |= {"metrics.jsonl", "checkpoints", "training.json"}
+        if spec.arm == "joint_single":
             expected.add("gradient_conflicts.jsonl")
         assert {path.name for path in folder.iterdir()} == expected
+        assert [path.name for path in scores(folder).parent.iterdir()] == ["final"]
         for domain in tiny.THINGS:
-            for task in planned.tasks:
-                evaluation = folder / "eval" / domain / task.value
-                assert {path.name for path in evaluation.iterdir()} == {"run.trec", "per_query.jsonl", "metrics.json"}
-                assert len(tiny.lines(evaluation / "per_query.jsonl")) == 8
-        if planned.mode is not None:
+            assert {path.name for path in scores(folder, domain).iterdir()} == {task.value for task in spec.tasks}
+            for task in spec.tasks:
+                found = scores(folder, domain, task.value)
+                assert {path.name for path in found.iterdir()} == FILES
+                assert len(tiny.lines(found / "per_query.jsonl")) == 8
+        assert read_spec(folder) == spec
+        assert read_json(folder / "env.json")["key"] == spec.key
+        if spec.train is not None:
             assert [path.name for path in (folder / "checkpoints").iterdir()] == ["final"]
-            served = read_json(folder / "status.json")["serving"]
-            assert {f"{task.value}_ms" for task in planned.tasks} == {key for key in served if key.endswith("_ms")}
+            status = read_json(folder / "status.json")
+            assert status["training"] == read_json(folder / "training.json")
+            served = {key: value for key, value in status["serving"].items() if value is not None}
+            assert {f"{task.value}_ms" for task in spec.tasks} == {key for key in served if key.endswith("_ms")}
             assert all(value > 0 for value in served.values())
-        assert tiny.parsed(yaml.safe_load((folder / "config.yaml").read_text())) == config
-        assert read_json(folder / "env.json")["config_hash"] == config.run_hash(planned.arm, planned.seed)
 
 
 def test_candidates_and_ceilings_are_the_same_for_every_arm(finished: Path) -> None:
     """And a reranking run lists its candidates and nothing else."""
     for domain in tiny.THINGS:
         lists, ceilings = set(), set()
-        for trec in finished.glob(f"runs/*/eval/{domain}/reranking/run.trec"):
+        files = list(finished.glob(f"runs/*/eval/*/final/{domain}/reranking/run.trec"))
+        assert len(files) == 5
+        for trec in files:
             rows = [line.split() for line in trec.read_text().splitlines()]
             lists.add(frozenset((row[0], row[2]) for row in rows))
             ceilings.add(json.dumps(read_json(trec.with_name("metrics.json"))["ceiling"], sort_keys=True))
         assert len(lists) == len(ceilings) == 1
+        [listed] = lists
+        assert len(listed) == 8 * 8
 
 
-def test_no_file_of_an_experiment_is_a_pickle(finished: Path) -> None:
+def test_no_file_of_a_study_is_a_pickle(finished: Path) -> None:
     """Pickles of protocol 2 and later start with 0x80; torch.save writes zip archives of them."""
     files = [path for path in finished.rglob("*") if path.is_file()]
-    assert {".safetensors", ".json", ".jsonl", ".yaml", ".trec"} <= {path.suffix for path in files}
+    assert {".safetensors", ".json", ".jsonl", ".yaml", ".trec", ".gz"} <= {path.suffix for path in files}
     for path in files:
         assert not path.read_bytes().startswith((b"\x80", b"PK\x03\x04")), path
 
 
-def test_a_finished_experiment_is_skipped(finished: Path, experiment: Make, tmp_path: Path) -> None:
-    folder = shutil.copytree(finished, tmp_path / "tiny")
-    before = snapshot(folder / "runs")
-    decision = (folder / "decision.json").read_bytes()
-    printed = run(experiment(), folder)
-    assert "5 of 5 runs are already done" in printed
-    assert snapshot(folder / "runs") == before
-    assert (folder / "decision.json").read_bytes() == decision
-
-
-def test_another_seed_is_added_to_what_is_done(finished: Path, experiment: Make, tmp_path: Path) -> None:
-    folder = shutil.copytree(finished, tmp_path / "tiny")
-    before = snapshot(folder / "runs")
-    run(experiment(seeds=[1, 2]), folder)
-    after = snapshot(folder / "runs")
-    assert {name: after[name] for name in before} == before
-    assert len(list((folder / "runs").iterdir())) == 9
-    decision = read_json(folder / "decision.json")
-    assert decision["tasks"]["embedding"]["tir"]["per_seed"].keys() == {"1", "2"}
-
-
-def test_an_old_verdict_does_not_stand_beside_a_new_plan(
-    finished: Path, experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped before its end, an experiment that grew has no verdict; one that is repeated keeps the one it has."""
-
-    def stop(*_: object) -> None:
-        raise tiny.InterruptedRunError
-
-    folder = shutil.copytree(finished, tmp_path / "tiny")
-    monkeypatch.setattr("unimoer.experiments.runner.write_results", stop)
-    monkeypatch.setattr("unimoer.experiments.runner.execute", stop)
-    with pytest.raises(tiny.InterruptedRunError):
-        run(experiment(), folder)
-    assert (folder / "decision.json").read_bytes() == (finished / "decision.json").read_bytes()
-    with pytest.raises(tiny.InterruptedRunError):
-        run(experiment(seeds=[1, 2]), folder)
-    assert not (folder / "decision.json").exists()
-    assert not (folder / "results.json").exists()
-    assert not (folder / "figures").exists()
-    assert snapshot(folder / "runs").keys() == snapshot(finished / "runs").keys()
+def test_a_finished_study_is_skipped(copy: Path, experiment: Make, untrainable: None) -> None:
+    before, decision = snapshot(copy / "runs"), (copy / "decision.json").read_bytes()
+    printed = run(experiment(), copy)
+    assert "6 of 6 runs are already done" in printed
+    assert snapshot(copy / "runs") == before
+    assert (copy / "decision.json").read_bytes() == decision
 
 
 def test_a_result_is_a_function_of_the_configuration(finished: Path, experiment: Make, tmp_path: Path) -> None:
     run(experiment(), tmp_path / "again")
-    assert (tmp_path / "again" / "decision.json").read_bytes() == (finished / "decision.json").read_bytes()
+    first, second = (read_json(folder / "decision.json") for folder in (finished, tmp_path / "again"))
+    # When it was declared is no result.
+    assert first | {"time": ""} == second | {"time": ""}
 
 
-@pytest.mark.parametrize(("arm", "task"), [("emb_only", "embedding"), ("rank_only", "reranking")])
-def test_training_beats_the_untrained_base(
-    arm: str, task: str, finished: Path, experiment: Make, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"evaluation__suites__more": {"queries": 5, "rerank_depth": 4}}, "more"),
+        ({"evaluation__suites__test__rerank_depth": 4}, "test"),
+    ],
+    ids=["another suite", "another depth"],
+)
+def test_what_is_evaluated_beside_is_evaluated_and_nothing_is_trained_again(
+    changes: dict[str, Any], again: str, copy: Path, experiment: Make, untrainable: None
 ) -> None:
-    """The whole path learns: data, batches, losses, optimizer, checkpoint, prompts, search, metrics.
+    content = experiment(**changes)
+    suites = content["evaluation"]["suites"]
+    if again == "more":
+        suites["more"]["collections"] = suites["test"]["collections"]
+    before, weights = snapshot(copy / "runs"), trained_files(copy / "runs")
+    assert any(name.endswith("adapter.safetensors") for name in weights)
+    assert any(name.endswith("metrics.jsonl") for name in weights)
+    with pytest.raises(UserError, match=r"frozen at .* this command changes suites\."):
+        run(content, copy)
+    assert snapshot(copy / "runs") == before
+    run(content, copy, amend=True)
+    after = snapshot(copy / "runs")
+    assert trained_files(copy / "runs") == weights
+    # Old scores stay, untouched; what is new is evaluations of the suite that was asked for.
+    assert {name: found for name, found in after.items() if "/eval/" in name and name in before} == {
+        name: found for name, found in before.items() if "/eval/" in name
+    }
+    new = after.keys() - before.keys()
+    assert new
+    assert {name.split("/")[2].rpartition("-")[0] for name in new if name.split("/")[1] == "eval"} == {again}
+    assert all(name.split("/")[1] == "eval" for name in new)
+    for spec in specs(content):
+        assert is_done(copy / "runs" / spec.folder, spec)
+    # A second decision, which names the change; the first is never overwritten.
+    assert read_json(copy / "decision-2.json")["amendments"]
+    assert not read_json(copy / "decision.json")["amendments"]
+    if again == "more":
+        assert read_json(copy / "results.json")["other_suites"].keys() == {"more"}
 
-    The base is random and has 32 dimensions, so it does not learn much.
-    """
-    content = one_arm(
-        experiment,
-        arm,
-        training__embedding={"steps": 60, "batch_size": 24},
-        training__reranking={"steps": 60, "batch_size": 8, "negatives": 3, "random_until": 0.6},
-    )
-    single(content, tmp_path / "run")
-    [untrained] = (finished / "runs").glob("untrained-*")
-    gains = [
-        read_json(tmp_path / "run" / found)["metrics"]["ndcg@10"] - read_json(untrained / found)["metrics"]["ndcg@10"]
-        for found in (f"eval/{domain}/{task}/metrics.json" for domain in tiny.THINGS)
-    ]
-    assert sum(gains) / 2 > 0.1
+
+def test_another_seed_is_added_to_what_is_done(copy: Path, experiment: Make) -> None:
+    before, first = snapshot(copy / "runs"), (copy / "decision.json").read_bytes()
+    with pytest.raises(UserError, match=r"changes seeds: \[1\] -> \[1, 2\]; choose another --output, or .* --amend"):
+        run(experiment(seeds=[1, 2]), copy)
+    printed = run(experiment(seeds=[1, 2]), copy, amend=True)
+    assert "6 of 10 runs are already done" in printed
+    after = snapshot(copy / "runs")
+    assert {name: after[name] for name in before} == before
+    assert len(list((copy / "runs").iterdir())) == 10
+    assert (copy / "decision.json").read_bytes() == first
+    decision = read_json(copy / "decision-2.json")
+    assert decision["tasks"]["embedding"]["tir"]["per_seed"].keys() == {"1", "2"}
 
 
-def unfinish(folder: Path) -> None:
-    """As a kill before the last line of a run leaves it."""
-    status = folder / "status.json"
-    status.write_text(json.dumps({**read_json(status), "state": "running"}))
+def test_a_frozen_criterion_is_not_moved(copy: Path, experiment: Make) -> None:
+    before = snapshot(copy)
+    with pytest.raises(UserError, match=r"criterion\.pass_at: 2\.0 -> 9\.0") as caught:
+        run(experiment(criterion={"pass_at": 9.0}), copy)
+    assert "\n" not in str(caught.value)
+    assert snapshot(copy) == before
 
 
-def test_data_that_changed_is_not_mixed_with_older_results(
-    experiment: Make, data: dict[str, Path], tmp_path: Path
+def test_another_study_in_the_same_folder_is_refused(copy: Path, experiment: Make) -> None:
+    content = experiment(training__embedding__steps=6, arms=["emb_only", "rank_only", "joint_single"])
+    with pytest.raises(UserError, match="this command changes families"):
+        run(content, copy, study="budget")
+
+
+def test_an_amended_study_that_stops_has_only_the_verdict_of_the_first_plan(
+    copy: Path, experiment: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The configuration names a folder, not what is in it; a run that goes on must find what it began with."""
+    def stop(*_: object) -> None:
+        raise tiny.InterruptedRunError
+
+    first = (copy / "decision.json").read_bytes()
+    monkeypatch.setattr("unimoer.executors.local.execute", stop)
+    with pytest.raises(tiny.InterruptedRunError):
+        run(experiment(seeds=[1, 2]), copy, amend=True)
+    assert (copy / "decision.json").read_bytes() == first
+    assert not (copy / "decision-2.json").exists()
+    # Nor can one be made from the files of a plan that is half done.
+    with pytest.raises(UserError, match=r"status\.json: missing; repeat the command that started the study"):
+        write_results(copy)
+    monkeypatch.undo()
+    run(experiment(seeds=[1, 2]), copy)
+    assert read_json(copy / "plan.json")["amendments"] == read_json(copy / "decision-2.json")["amendments"]
+
+
+def test_results_are_a_function_of_the_files(copy: Path) -> None:
+    before = {name: (copy / name).read_bytes() for name in ("decision.json", "results.json", "scores.json.gz")}
+    for name in before:
+        (copy / name).unlink()
+    write_results(copy)
+    assert {name: (copy / name).read_bytes() for name in before} == before
+
+
+def test_published_scores_give_the_same_decision(copy: Path) -> None:
+    """Without runs, from `scores.json.gz`, whose numbers have six digits."""
+    before = read_json(copy / "decision.json")
+    (copy / "decision.json").unlink()
+    shutil.rmtree(copy / "runs")
+    write_results(copy)
+    after = read_json(copy / "decision.json")
+    for part in ("verdict", "supported", "useful", "criterion", "frozen", "time", "method"):
+        assert after[part] == before[part]
+    for task in ("embedding", "reranking"):
+        for part in ("specialist", "joint", "untrained"):
+            assert after["tasks"][task][part]["mean"] == pytest.approx(before["tasks"][task][part]["mean"], abs=1e-6)
+        assert after["tasks"][task]["tir"]["ci95"] == pytest.approx(before["tasks"][task]["tir"]["ci95"], abs=1e-3)
+
+
+def test_training_data_that_changed_are_another_study(
+    experiment: Make, data: dict[str, Path], copy: Path, tmp_path: Path
+) -> None:
+    """The configuration names a folder, not what is in it; not even an amendment mixes both."""
     moving = shutil.copytree(data["kitchen"], tmp_path / "kitchen")
-    content = one_arm(experiment, data__domains={"kitchen": {"source": str(moving)}})
-    single(content, tmp_path / "run")
-    unfinish(tmp_path / "run")
+    content = experiment(data__domains={"kitchen": {"source": str(moving)}})
+    before = {spec.folder for spec in specs(content) if spec.train is not None}
+    run(content, tmp_path / "study")
     corpus = moving / "corpus.jsonl"
     corpus.write_text(corpus.read_text().replace("kettle", "teapot"))
-    with pytest.raises(UserError, match="other data"):
-        single(content, tmp_path / "run")
+    forget()
+    with pytest.raises(UserError, match=r"changes domains\.kitchen\.fingerprint"):
+        run(content, tmp_path / "study")
+    run(content, tmp_path / "study", amend=True)
+    after = {spec.folder for spec in specs(content) if spec.train is not None}
+    assert not before & after
+    assert before | after <= {path.name for path in (tmp_path / "study" / "runs").iterdir()}
 
 
-@pytest.mark.parametrize("arm", ["untrained", "joint_single"])
-def test_finished_runs_on_other_data_are_not_taken_for_these(
-    arm: str, finished: Path, experiment: Make, tmp_path: Path
+def forget() -> None:
+    """What this process has loaded, as a new one would."""
+    from unimoer.runs import data
+
+    for cached in (data._training_data, data._suite_data, data._bm25, data._candidates):
+        cached.cache_clear()
+
+
+def test_a_run_folder_of_another_run_is_refused(copy: Path, experiment: Make) -> None:
+    """As when somebody has copied folders about."""
+    folder = folder_of(copy, "joint_single")
+    shutil.rmtree(folder)
+    shutil.copytree(folder_of(copy, "rank_only"), folder)
+    before = snapshot(copy / "runs")
+    (folder / "status.json").unlink()
+    with pytest.raises(UserError, match=f"{folder.name}: holds a run of other settings or data; choose another"):
+        run(experiment(), copy)
+    assert snapshot(copy / "runs") == {k: v for k, v in before.items() if k != f"{folder.name}/status.json"}
+
+
+def test_evaluation_on_the_way(experiment: Make, tmp_path: Path) -> None:
+    """Weights are kept at the checkpoints, and evaluated there; a checkpoint at or after the end is the end."""
+    content = experiment(evaluation__checkpoints=[2, 4, 6, 99], training__checkpoint_every=3)
+    run(content, tmp_path / "tiny", study="budget")
+    for arm in ("emb_only", "rank_only", "joint_single"):
+        folder = folder_of(tmp_path / "tiny", arm)
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"at-2", "at-4", "final"}
+        assert {path.name for path in scores(folder).parent.iterdir()} == {"at-2", "at-4", "final"}
+        task = "embedding" if arm == "emb_only" else "reranking"
+        rankings = []
+        for moment, step in (("at-2", 2), ("at-4", 4), ("final", None)):
+            found = scores(folder, "kitchen", task, moment=moment)
+            assert {path.name for path in found.iterdir()} == FILES
+            assert read_json(found / "metrics.json")["step"] == step
+            rankings.append((found / "run.trec").read_text())
+        assert len(set(rankings)) == 3, "each is scored with weights of its own"
+    assert [path.name for path in scores(folder_of(tmp_path / "tiny", "untrained")).parent.iterdir()] == ["final"]
+    points = read_json(tmp_path / "tiny" / "results.json")["points"]["points"]
+    found = {(point["arm"], point["task"], point["step"]): point["x"]["steps"] for point in points}
+    for arm, task in (("emb_only", "embedding"), ("rank_only", "reranking"), ("joint_single", "embedding")):
+        assert [found[arm, task, step] for step in (2, 4, None)] == [2, 4, 6]
+
+
+def test_a_checkpoint_that_was_not_kept_cannot_be_evaluated(copy: Path, experiment: Make, untrainable: None) -> None:
+    with pytest.raises(UserError, match="has no weights of 'at-2': they are kept while a run trains"):
+        run(experiment(evaluation__checkpoints=[2]), copy, amend=True)
+
+
+def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None:
+    """Vectors fused with BM25, and that list reranked, for models that can; each stands on its own."""
+    content = experiment(evaluation__suites__test__whole_search=True)
+    before = snapshot(copy / "runs")
+    run(content, copy, amend=True)
+    after = snapshot(copy / "runs")
+    scored = {name: found for name, found in before.items() if "/eval/" in name}
+    assert {name: after[name] for name in scored} == scored, "what is there is not done again"
+    both, alone = {"embedding", "fused"}, {"reranking"}
+    expected = {
+        "bm25-s0": {"embedding"} | alone,
+        "random-s0": {"embedding"} | alone,
+        "untrained-s1": both | alone | {"search"},
+        "emb_only-s1": both,
+        "rank_only-s1": alone,
+        "joint_single-s1": both | alone | {"search"},
+    }
+    for spec in specs(content):
+        [suite] = spec.suites
+        model = spec.train.model if spec.train is not None else spec.model
+        root = copy / "runs" / spec.folder / "eval" / f"test-{suite.key(spec.key, model)}" / "final" / "kitchen"
+        assert {path.name for path in root.iterdir()} == expected[f"{spec.arm}-s{spec.seed}"], spec.arm
+        if spec.arm == "joint_single":
+            runs = {name: read_trec(root / name / "run.trec") for name in ("embedding", "fused", "search")}
+            for query, fused in runs["fused"].items():
+                assert fused.keys() == runs["search"][query].keys()
+                top = sorted(fused, key=lambda document: (-fused[document], document))[:8]
+                found = sorted(runs["search"][query], key=lambda d: (-runs["search"][query][d], d))
+                assert set(found[:8]) == set(top), "the top is reranked, and nothing else"
+            assert runs["fused"] != runs["embedding"]
+    macro = read_json(copy / "results.json")["scores"][""]["embedding"]["macro"]
+    assert {"joint_single", "joint_single+bm25", "joint_single+bm25+rerank", "emb_only+bm25"} <= macro.keys()
+
+
+def test_candidates_of_the_models_own_search(copy: Path, experiment: Make, untrainable: None) -> None:
+    """Each system reranks what itself has found, so there is no common ceiling."""
+    content = experiment(evaluation__suites__test__first_stage="dense", evaluation__suites__test__rerank_depth=3)
+    run(content, copy, amend=True)
+    for spec in specs(content):
+        if spec.arm not in ("joint_single", "untrained"):
+            continue
+        [suite] = spec.suites
+        model = spec.train.model if spec.train is not None else spec.model
+        root = copy / "runs" / spec.folder / "eval" / f"test-{suite.key(spec.key, model)}" / "final" / "garden"
+        dense, reranked = (read_trec(root / name / "run.trec") for name in ("embedding", "reranking"))
+        for query, documents in reranked.items():
+            best = sorted(dense[query], key=lambda document: (-dense[query][document], document))[:3]
+            assert documents.keys() == set(best)
+        summary = read_json(root / "reranking" / "metrics.json")
+        assert (summary["first_stage"], summary["depth"], summary["ceiling"]) == ("dense", 3, None)
+
+
+def test_candidates_of_run_files(copy: Path, experiment: Make, tmp_path: Path, untrainable: None) -> None:
+    """Somebody else's rankings, one file for each collection; a reranking lists its first `rerank_depth`."""
+    files = tmp_path / "lists"
+    files.mkdir()
+    random = folder_of(copy, "random", 0)
+    for domain in tiny.THINGS:
+        shutil.copy(scores(random, domain, "embedding", "run.trec"), files / f"{domain}.trec")
+    content = experiment(evaluation__suites__test__first_stage=str(files))
+    run(content, copy, amend=True)
+    for domain in tiny.THINGS:
+        given = read_trec(files / f"{domain}.trec")
+        seen = set()
+        for spec in specs(content):
+            if Task.RERANKING not in spec.tasks:
+                continue
+            [suite] = spec.suites
+            model = spec.train.model if spec.train is not None else spec.model
+            root = copy / "runs" / spec.folder / "eval" / f"test-{suite.key(spec.key, model)}" / "final" / domain
+            for query, documents in read_trec(root / "reranking" / "run.trec").items():
+                best = sorted(given[query], key=lambda document: (-given[query][document], document))[:8]
+                assert documents.keys() == set(best)
+            seen.add(spec.arm)
+        assert seen == {"bm25", "random", "untrained", "rank_only", "joint_single"}
+    (files / "garden.trec").unlink()
+    forget()
+    content["evaluation"]["suites"]["test"]["rerank_depth"] = 5
+    with pytest.raises(UserError, match=r"garden\.trec"):
+        run(content, copy, amend=True)
+
+
+@pytest.mark.parametrize("strikes", [1, 4, 6])
+def test_a_disk_that_fills_in_the_middle_of_an_evaluation_loses_nothing(
+    strikes: int, finished: Path, copy: Path, experiment: Make, monkeypatch: pytest.MonkeyPatch, untrainable: None
 ) -> None:
-    folder = shutil.copytree(finished, tmp_path / "tiny")
-    [env] = (folder / "runs").glob(f"{arm}-*/env.json")
-    env.write_text(json.dumps({**read_json(env), "data": {"kitchen": "0" * 64, "garden": "0" * 64}}))
-    with pytest.raises(UserError, match="data"):
-        run(experiment(), folder)
+    """One line, no half evaluation; the same command goes on from there."""
+    for arm, seed in (("untrained", 1), ("joint_single", 1)):
+        shutil.rmtree(folder_of(copy, arm, seed) / "eval")
+    before = snapshot(copy / "runs")
+    real, calls = evaluation.write_trec, 0
 
+    def full(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == strikes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*arguments)
 
-def test_a_run_folder_of_another_configuration_is_refused(experiment: Make, tmp_path: Path) -> None:
-    """`--output` names the folder here, so the hash in its name cannot tell them apart."""
-    single(one_arm(experiment), tmp_path / "run")
-    before = snapshot(tmp_path / "run")
-    with pytest.raises(UserError, match="another configuration"):
-        single(one_arm(experiment, training__optimizer__lr=0.5), tmp_path / "run")
-    assert snapshot(tmp_path / "run") == before
-    assert "already done" in single(one_arm(experiment), tmp_path / "run")
-
-
-def test_a_half_trained_run_of_another_configuration_is_not_continued(experiment: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        single(one_arm(experiment, training__optimizer__lr=1e30, training__checkpoint_every=1), tmp_path / "run")
-    with pytest.raises(UserError, match="another configuration"):
-        single(one_arm(experiment), tmp_path / "run")
-
-
-def test_leftover_checkpoints_go_when_the_final_one_is_there(experiment: Make, tmp_path: Path) -> None:
-    """A kill between the two leaves them, and half of whatever was being written."""
-    content = one_arm(experiment)
-    single(content, tmp_path / "run")
-    unfinish(tmp_path / "run")
-    for leftover in ("step-4", ".step-6.k1lled", ".final.k1lled"):
-        (tmp_path / "run" / "checkpoints" / leftover).mkdir()
-    single(content, tmp_path / "run")
-    assert is_done(tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["final"]
-
-
-def test_what_is_evaluated_is_not_evaluated_again(experiment: Make, tmp_path: Path) -> None:
-    content = one_arm(experiment)
-    single(content, tmp_path / "run")
-    first = read_json(tmp_path / "run" / "status.json")["eval_seconds"]
-    unfinish(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "eval" / "garden")
-    before = snapshot(tmp_path / "run" / "eval")
-    single(content, tmp_path / "run")
-    after = snapshot(tmp_path / "run" / "eval")
-    assert {name: after[name] for name in before} == before
-    assert len(after) == 2 * len(before)
-    assert read_json(tmp_path / "run" / "status.json")["eval_seconds"] > first > 0, "the time of both calls"
-
-
-def test_a_similarity_arm_keeps_examples_for_its_pilots_and_ends_with_them(experiment: Make, tmp_path: Path) -> None:
-    """Fitted after training, saved with the model, and used in its evaluation."""
-    arm = {"mode": "joint_moe", "experts": {"embedding": 1, "reranking": 1}}
-    arm["router"] = {"type": "similarity", "pilot_queries": 8}
-    content = experiment(arms=["mine"], custom_arms={"mine": arm}, training__probe__every=0)
-    single(content, tmp_path / "run")
-    assert is_done(tmp_path / "run")
-    model = load_model(tmp_path / "run" / "checkpoints" / "final", tiny.CPU)
-    # Of each domain: queries, documents and pairs, by whichever expert did better.
-    assert 6 <= len(model.pilots.owners) <= 12
-    assert model.pilots.vectors.shape == (len(model.pilots.owners), 32)
-    arm["router"]["pilot_queries"] = 31
-    with pytest.raises(UserError, match="60 training queries are too few to keep 31 of them for pilots"):
-        single(experiment(arms=["mine"], custom_arms={"mine": arm}), tmp_path / "other")
-
-
-def test_a_diverged_run_stops_with_one_line_and_makes_no_final(experiment: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"loss is (nan|inf|-inf) at step"):
-        single(one_arm(experiment, training__optimizer__lr=1e30), tmp_path / "run")
-    assert not is_done(tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints" / "final").exists()
-
-
-def test_a_run_that_diverges_at_its_last_step_is_not_saved_as_a_result(experiment: Make, tmp_path: Path) -> None:
-    """The only loss was a number; what the step made of the weights is not."""
-    optimizer = {"lr": 1e30, "warmup_ratio": 0.0}
-    with pytest.raises(UserError) as caught:
-        single(one_arm(experiment, training__optimizer=optimizer, training__reranking__steps=1), tmp_path / "run")
+    monkeypatch.setattr(evaluation, "write_trec", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free space or choose") as caught:
+        run(experiment(), copy)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "checkpoints" / "final").exists()
+    assert not list(copy.rglob("*.tmp"))
+    written = snapshot(copy / "runs")
+    assert len([name for name in written.keys() - before.keys() if name.endswith("run.trec")]) == strikes - 1
+    run(experiment(), copy)
+    after = snapshot(copy / "runs")
+    kept = {name: found for name, found in written.items() if "/eval/" in name}
+    assert {name: after[name] for name in kept} == kept
+    assert (copy / "decision.json").read_bytes() == (finished / "decision.json").read_bytes()
 
 
-def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    read, write = os.pipe()
-    # A fork and not a new interpreter: it has all imported, and importing takes seconds.
-    holder = os.fork()
-    if holder == 0:
-        try:
-            with locked(tmp_path):
-                os.write(write, b"held")
-                time.sleep(60)
-        finally:
-            os._exit(0)
-    os.close(write)
-    try:
-        assert os.read(read, 4) == b"held"
-        with pytest.raises(UserError, match=rf"another run \(process {holder}\) works here"), locked(tmp_path):
-            raise AssertionError("both hold the folder")
-    finally:
-        os.kill(holder, signal.SIGKILL)
-        os.waitpid(holder, 0)
-    with locked(tmp_path):
-        pass
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__domains__kitchen": {"source": "/nowhere"}}, "folder '/nowhere' does not exist"),
+        ({"evaluation__suites__test__collections__garden": {"source": "/nowhere"}}, "folder '/nowhere' does not exist"),
+        ({"evaluation__suites__test__collections": "nowhere"}, "no suite or folder 'nowhere'"),
+        ({"model__base": "/nowhere"}, "model.base: /nowhere: no such folder"),
+        ({"variants": {"a": {"model.layers": 99}}}, "model.layers: 99 asked for, but the model has 3"),
+        ({"evaluation__suites__test__split": "dev"}, "has no split 'dev'"),
+    ],
+    ids=["data", "collection", "suite", "base", "variant", "split"],
+)
+def test_a_study_that_cannot_begin_leaves_nothing_behind(
+    changes: dict[str, Any], message: str, experiment: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deep" / "out"
+    with pytest.raises(UserError, match=message.replace(".", r"\.")) as caught:
+        run(experiment(**changes), folder)
+    assert "\n" not in str(caught.value)
+    assert not folder.exists()
 
 
-def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), locked(tmp_path):
-        raise RuntimeError
-    with locked(tmp_path), pytest.raises(UserError, match="another run"), locked(tmp_path):
-        pass
-
-
-def test_a_folder_that_is_a_file_is_one_line(experiment: Make, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match="taken"):
+def test_a_folder_that_cannot_be_written_says_why(experiment: Make, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match=r"taken: cannot be written: a file of that name is in the way; choose another"):
         run(experiment(), tmp_path / "taken")
+    with pytest.raises(UserError, match=r"taken/below: cannot be written: Not a directory; choose another --output"):
+        run(experiment(), tmp_path / "taken" / "below")
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_the_workload_counts_steps_and_evaluations(experiment: Make) -> None:
-    config = tiny.parsed(experiment(seeds=[1, 2], data__domains__garden__evaluate=False))
-    assert workload(config, plan_runs(config)) == {
-        "bm25": 2,
+    content = experiment(seeds=[1, 2])
+    del content["evaluation"]["suites"]["test"]["collections"]["garden"]
+    assert workload(specs(content)) == {
+        "reference": 4,
         "train embedding": 24,
         "train reranking": 24,
         "evaluate embedding": 5,
         "evaluate reranking": 6,
     }
-
-
-@pytest.fixture
-def joint(finished: Path) -> Path:
-    [folder] = (finished / "runs").glob("joint_single-*")
-    return folder
-
-
-def evaluated(folder: Path, output: Path, **changes: Any) -> list[tuple[str, ...]]:
-    options: dict[str, Any] = {"sources": None, "tasks": tuple(Task), "split": "test", "depth": 8, "queries": None}
-    return evaluate_checkpoint(folder, **(options | changes), output=output, device=tiny.CPU, console=quiet())
-
-
-def test_evaluating_a_run_again_gives_its_own_numbers(joint: Path, tmp_path: Path) -> None:
-    rows = evaluated(joint, tmp_path)
-    assert len(rows) == 2 * 2 * 3
-    for domain, task, system, ndcg, *_ in rows:
-        found = read_json(tmp_path / domain / task / system / "metrics.json")
-        assert f"{found['metrics']['ndcg@10']:.4f}" == ndcg
-        if system == "trained":
-            assert found["metrics"] == read_json(joint / "eval" / domain / task / "metrics.json")["metrics"]
-
-
-def test_evaluating_on_data_of_ones_own(joint: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    rows = evaluated(joint, tmp_path, sources=[str(data["garden"])], tasks=(Task.EMBEDDING,))
-    assert [row[:3] for row in rows] == [("garden", "embedding", name) for name in ("bm25", "untrained", "trained")]
-    assert {row[-1] for row in rows} == {"15"}
-
-
-def test_sources_of_the_same_name_are_both_evaluated_or_refused(
-    joint: Path, data: dict[str, Path], tmp_path: Path
-) -> None:
-    other = shutil.copytree(data["garden"], tmp_path / "elsewhere" / "kitchen")
-    sources = [str(data["kitchen"]), str(other)]
-    try:
-        rows = evaluated(joint, tmp_path / "out", sources=sources, tasks=(Task.EMBEDDING,))
-    except UserError as error:
-        assert "kitchen" in str(error)
-    else:
-        assert len(rows) == 6
-
-
-def test_the_checkpoint_of_a_run_or_of_none(joint: Path, tmp_path: Path) -> None:
-    assert checkpoint_folder(joint) == joint / "checkpoints" / "final"
-    assert checkpoint_folder(joint / "checkpoints" / "final") == joint / "checkpoints" / "final"
-    with pytest.raises(UserError, match="no finished checkpoint here"):
-        checkpoint_folder(tmp_path)
-    with pytest.raises(UserError, match="name them with --data"):
-        evaluated(joint / "checkpoints" / "final", tmp_path)
