@@ -84,8 +84,9 @@ def _task(decision: Decision, task: Task) -> str:
         sentences.append(f"Minimum detectable effect, with a power of 80%: {found.tir.mde:.1f} points.")
     if found.tir.needed is not None:
         needed = found.tir.needed
-        ways = [f"{needed.queries:,} test queries in every collection with the same seeds"] if needed.queries is not None else []
-        ways += [f"{needed.seeds:,} seeds with the same queries"] if needed.seeds is not None else []
+        queries, seeds = needed.queries, needed.seeds
+        ways = [] if queries is None else [f"{queries:,} test queries in every collection with the same seeds"]
+        ways += [] if seeds is None else [f"{seeds:,} seeds with the same queries"]
         sentences.append(
             f"Settling it takes about {' or '.join(ways)}."
             if ways
