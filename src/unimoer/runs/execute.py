@@ -133,7 +133,7 @@ def _load_moment(model: UnifiedModel, folder: Path, moment: str) -> None:
 
 def _drop_steps(folder: Path) -> None:
     """Resumable checkpoints are of no use beside the final one, nor is what a kill left half written."""
-    for pattern in ("step-*", ".step-*", ".final.*"):
+    for pattern in ("step-*", ".*.tmp"):
         for leftover in (folder / "checkpoints").glob(pattern):
             shutil.rmtree(leftover)
 
