@@ -1,0 +1,94 @@
+"""Where runs happen: executors by name, and what goes wrong before the first run, in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from unimoer.config import RunSpec
+from unimoer.errors import UserError
+from unimoer.executors import EXECUTORS, build_executor
+from unimoer.executors.local import LocalExecutor
+from unimoer.executors.ray import RayExecutor
+from unimoer.runs import Event, ignore, is_done
+from unimoer.studies.planning import single_run
+
+Make = Callable[..., dict[str, Any]]
+
+
+def job(experiment: Make, folder: Path, seed: int = 1, **changes: Any) -> tuple[RunSpec, Path]:
+    steps = {"training__reranking__steps": 1}
+    spec = single_run(tiny.parsed(experiment(arms=["rank_only"], seeds=[seed], **steps, **changes)), tiny.CPU)
+    return spec, folder / spec.folder
+
+
+def test_executors_by_name() -> None:
+    assert list(EXECUTORS) == ["local", "ray"]
+    assert isinstance(build_executor("local"), LocalExecutor)
+    with pytest.raises(UserError, match="--executor rai: unknown; did you mean 'ray'"):
+        build_executor("rai")
+
+
+def test_workers_are_refused_where_there_is_one_process() -> None:
+    with pytest.raises(UserError, match="--workers 2: runs of this process come one after the other; add --executor"):
+        build_executor("local", 2)
+
+
+def test_the_runs_of_this_process_come_one_after_the_other(experiment: Make, tmp_path: Path) -> None:
+    jobs = [job(experiment, tmp_path, seed) for seed in (1, 2)]
+    events: list[Event] = []
+    LocalExecutor().run(jobs, events.append)
+    assert all(is_done(folder, spec) for spec, folder in jobs)
+    order = [text for text in dict.fromkeys(event.text.partition(":")[0] for event in events if event.text)]
+    assert order == ["rank_only seed 1", "rank_only seed 2"]
+
+
+def test_a_run_that_fails_stops_the_rest_and_keeps_what_is_done(experiment: Make, tmp_path: Path) -> None:
+    diverging = job(experiment, tmp_path, 2, training__optimizer={"lr": 1e30, "warmup_ratio": 0.0})
+    jobs = [job(experiment, tmp_path, 1), diverging, job(experiment, tmp_path, 3)]
+    with pytest.raises(UserError):
+        LocalExecutor().run(jobs, ignore)
+    assert [is_done(folder, spec) for spec, folder in jobs] == [True, False, False]
+    assert not jobs[2][1].exists()
+
+
+def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # None in sys.modules is how Python itself marks a module that must not be imported.
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError) as caught:
+        build_executor("ray", 2)
+    assert str(caught.value) == "--executor ray: Ray is not installed; pip install 'unimoer[cluster]'"
+
+
+class _Unreachable:
+    """What of Ray is used until there is a cluster."""
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return False
+
+    @staticmethod
+    def init(**options: Any) -> None:
+        raise ConnectionError(f"could not find a cluster\n at {options.get('address')}: " + "reasons " * 100)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever Ray says is cut short; nothing is written. The real thing is in `tests/integration/test_ray.py`."""
+    monkeypatch.setitem(sys.modules, "ray", _Unreachable)
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    executor = build_executor("ray", 2)
+    assert isinstance(executor, RayExecutor)
+    with pytest.raises(UserError) as caught:
+        executor.run([job(experiment, tmp_path)], ignore)
+    line = str(caught.value)
+    assert line.startswith("--executor ray: no cluster at 10.1.2.3:6379: could not find a cluster at 10.1.2.3:6379:")
+    assert line.endswith("; check RAY_ADDRESS")
+    assert "\n" not in line and len(line) < 320
+    assert not list(tmp_path.iterdir())
