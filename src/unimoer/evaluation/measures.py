@@ -32,12 +32,12 @@ class Measure(StrEnum):
         return {Measure.FUSED: "+bm25", Measure.BLENDED: "+bm25", Measure.SEARCH: "+bm25+rerank"}.get(self, "")
 
 
-def measures(tasks: Sequence[Task], *, whole: bool, has_model: bool) -> list[Measure]:
-    """What is measured of a system that serves `tasks`; fused rankings on request, and not of references."""
+def measures(tasks: Sequence[Task], *, whole: bool) -> list[Measure]:
+    """What is measured of a system that serves `tasks`; fused rankings on request."""
     found = [Measure(task.value) for task in tasks]
-    if whole and has_model and Task.RERANKING in tasks:
+    if whole and Task.RERANKING in tasks:
         found.append(Measure.BLENDED)
-    if whole and has_model and Task.EMBEDDING in tasks:
+    if whole and Task.EMBEDDING in tasks:
         found.append(Measure.FUSED)
         if Task.RERANKING in tasks:
             found.append(Measure.SEARCH)

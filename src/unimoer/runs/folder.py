@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from unimoer.config import BM25, RANDOM, RunSpec
+from unimoer.config import REFERENCES, RunSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
@@ -82,12 +82,13 @@ class Wanted:
 
 def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
     """Every evaluation that a run is to have, in an order in which each finds what it is made from."""
-    has_model = spec.arm not in (BM25, RANDOM)
+    # Nobody would serve the others.
+    served = spec.arm not in REFERENCES
     for suite in spec.suites:
         for moment, step in moments(spec):
             root = evaluation_folder(folder, spec, suite.name, moment)
             for name in suite.fingerprints:
-                for measure in measures(suite.tasks, whole=suite.suite.whole_search, has_model=has_model):
+                for measure in measures(suite.tasks, whole=suite.suite.whole_search and served):
                     yield Wanted(suite.name, moment, step, name, measure, root / name / measure.value)
 
 
