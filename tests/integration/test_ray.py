@@ -125,3 +125,19 @@ def _in_the_middle(process: subprocess.Popen[Any], folder: Path) -> tuple[Path, 
             return run, before, int(saved.name.removeprefix("step-"))
         time.sleep(0.005)
     raise AssertionError(f"no checkpoint of the joint run; the command ended with {process.poll()}")
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(config: Path, tmp_path: Path, shared_cache: Path) -> None:
+    """Nobody listens at port 1."""
+    done = subprocess.run(
+        tiny.command(*arguments(config, tmp_path / "tiny", *RAY)),
+        env=tiny.environment(shared_cache) | {"RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("unimoer: --executor ray: no cluster at 127.0.0.1:1: ")
+    assert line.endswith("; check RAY_ADDRESS")

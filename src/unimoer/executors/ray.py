@@ -7,6 +7,7 @@ another, which goes on from its last checkpoint. Progress comes back through one
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from unimoer.config import RunSpec
 from unimoer.errors import UserError
 from unimoer.executors import Job
 from unimoer.runs import Event, Watch, execute
+from unimoer.runtime import favour_speed
 
 TRIES = 4
 """Of one run: a machine that kills every worker would otherwise be tried for ever."""
 POLL = 0.5
 """Seconds between two looks at the queue."""
+PATIENCE = 10.0
+"""Seconds that a cluster has to answer."""
 
 
 class RayExecutor:
@@ -50,6 +54,7 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             if address:
+                _knock(address)
                 self._ray.init(address=address, log_to_driver=False)
             else:
                 self._ray.init(num_cpus=self.workers, include_dashboard=False, log_to_driver=False)
@@ -110,11 +115,19 @@ class RayExecutor:
 
 def _work(spec: str, folder: str, queue: Any) -> str | None:
     """In the worker: None when done, or what the user can mend."""
+    favour_speed()
     try:
         execute(RunSpec.model_validate_json(spec), Path(folder), queue.put)
     except UserError as error:
         return str(error)
     return None
+
+
+def _knock(address: str) -> None:
+    """Raises: OSError where nobody answers. Ray itself would try for minutes, and print its own lines meanwhile."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
 def _first(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,15 +81,34 @@ class _Unreachable:
 def test_a_cluster_that_is_not_there_is_one_line(
     experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever Ray says is cut short; nothing is written. The real thing is in `tests/integration/test_ray.py`."""
+    """Whatever Ray says is cut short, and nothing is written."""
     monkeypatch.setitem(sys.modules, "ray", _Unreachable)
-    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     executor = build_executor("ray", 2)
     assert isinstance(executor, RayExecutor)
     with pytest.raises(UserError) as caught:
         executor.run([job(experiment, tmp_path)], ignore)
     line = str(caught.value)
-    assert line.startswith("--executor ray: no cluster at 10.1.2.3:6379: could not find a cluster at 10.1.2.3:6379:")
+    assert line.startswith("--executor ray: no cluster at auto: could not find a cluster at auto: reasons")
     assert line.endswith("; check RAY_ADDRESS")
     assert "\n" not in line and len(line) < 320
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+def test_a_cluster_that_does_not_answer_is_not_waited_for(
+    address: str, experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would try for minutes, so it is not asked."""
+
+    def refuse(place: tuple[str, int], timeout: float) -> None:
+        assert place[0] in ("127.0.0.1", "::1") and place[1] == 1 and timeout <= 10
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setitem(sys.modules, "ray", _Unreachable)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as caught:
+        build_executor("ray", 2).run([job(experiment, tmp_path)], ignore)
+    assert "Connection refused" in str(caught.value)
+    assert str(caught.value).startswith(f"--executor ray: no cluster at {address}: ")
