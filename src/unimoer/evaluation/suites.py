@@ -27,6 +27,8 @@ class Collection:
     dataset: RetrievalDataset
     qrels: Qrels
     """Of the queries that have a relevant document."""
+    without_positive: int = 0
+    """Judged queries that have none, and are left out."""
 
     @property
     def queries(self) -> dict[str, str]:
@@ -100,12 +102,12 @@ def load_suite(suite: SuiteConfig) -> dict[str, Collection]:
 def load_collection(name: str, config: CollectionConfig, suite: SuiteConfig) -> Collection:
     """One collection; `config` as `list_collections` gives it."""
     split = config.split or suite.split
-    dataset = subset(
-        load_dataset(config.source), queries={split: config.queries}, documents=config.documents, seed=suite.sample_seed
-    )
+    full = load_dataset(config.source)
+    dataset = subset(full, queries={split: config.queries}, documents=config.documents, seed=suite.sample_seed)
     qrels = judged(dataset, split)
     if not qrels:
         raise UserError(
             f"collection '{name}': split '{split}' of {config.source} has no query with a relevant document"
         )
-    return Collection(name, config, split, dataset, qrels)
+    left_out = len(full.split(split)) - len(judged(full, split))
+    return Collection(name, config, split, dataset, qrels, left_out)

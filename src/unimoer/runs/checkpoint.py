@@ -9,6 +9,7 @@ import torch
 
 from unimoer.config import BM25, RANDOM, UNTRAINED, CollectionConfig, ModelConfig, RunSpec, SuiteConfig, SuiteSpec
 from unimoer.errors import UserError
+from unimoer.evaluation.suites import list_collections
 from unimoer.files import write_json
 from unimoer.model.checkpoint import load_model, read_description
 from unimoer.model.unified import UnifiedModel
@@ -72,7 +73,7 @@ def evaluate_checkpoint(
     if untrained:
         raise UserError(f"{run}: was not trained for {untrained[0]}; leave --task out, or name {trained[0]}")
     model = read_description(folder)["model"]
-    watch(Event("say", "preparing data", str(suite.collections) if isinstance(suite.collections, str) else ""))
+    watch(Event("say", "preparing data", ", ".join(list_collections(suite))))
     prints = {name: one.dataset.fingerprint for name, one in suite_data(suite).items()}
     named = SuiteSpec(name="extra", suite=suite, fingerprints=prints, tasks=wanted)
     spec = read_spec(place) if place is not None else None

@@ -17,7 +17,7 @@ from unimoer.executors.local import LocalExecutor
 from unimoer.executors.progress import Progress
 from unimoer.files import write_text
 from unimoer.runs import Watch, execute, is_done
-from unimoer.runs.data import training_data
+from unimoer.runs.data import suite_data, training_data
 from unimoer.runs.evaluate import kind_of
 from unimoer.runs.folder import expected, locked
 from unimoer.schema import Plan, Results, write_record
@@ -140,8 +140,8 @@ def workload(specs: Sequence[RunSpec]) -> dict[str, int]:
 
 
 def _left_out(config: StudyConfig) -> list[str]:
-    """What reading the training data left out, one line each."""
-    lines = []
+    """What reading the data left out, one line each."""
+    lines: list[str] = []
     for name, domain in training_data(config.data).items():
         lines += [f"{name}: {warning}" for warning in domain.dataset.warnings]
         if domain.without_positive:
@@ -149,4 +149,13 @@ def _left_out(config: StudyConfig) -> list[str]:
                 f"{name}: queries of split '{domain.config.split}' without a relevant document, left out: "
                 f"{domain.without_positive:,}"
             )
-    return lines
+    for suite in config.evaluation.suites.values():
+        for name, collection in suite_data(suite).items():
+            lines += [f"{name}: {warning}" for warning in collection.dataset.warnings]
+            if collection.without_positive:
+                lines.append(
+                    f"{name}: queries of split '{collection.split}' without a relevant document, left out: "
+                    f"{collection.without_positive:,}"
+                )
+    # Once, where a data set is trained on and evaluated on.
+    return list(dict.fromkeys(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,12 @@ def run_on(content: dict[str, Any], tmp_path: Path) -> list[str | Path]:
     return ["run", "kill-gate", "--config", path, "--output", tmp_path / "out", "--device", "cpu"]
 
 
+def over(experiment: Make, source: Path, **changes: Any) -> dict[str, Any]:
+    """Trained and evaluated on one data set."""
+    one = {"kitchen": {"source": str(source)}}
+    return experiment(data__domains=one, evaluation__suites__test__collections=one, **changes)
+
+
 @pytest.fixture
 def kitchen(data: dict[str, Path], tmp_path: Path) -> Path:
     """A data set to break."""
@@ -36,10 +43,10 @@ def kitchen(data: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def broken(kitchen: Path, experiment: Make, tmp_path: Path, refused: Callable[..., str]) -> Callable[[], str]:
-    """Start an experiment on the data set that the test has broken."""
+    """Start a study on the data set that the test has broken."""
 
     def run() -> str:
-        return refused(*run_on(experiment(data__domains={"kitchen": {"source": str(kitchen)}}), tmp_path))
+        return refused(*run_on(over(experiment, kitchen), tmp_path))
 
     return run
 
@@ -98,10 +105,14 @@ def test_an_empty_corpus(kitchen: Path, broken: Callable[[], str]) -> None:
     assert "the corpus is empty" in broken()
 
 
-def test_queries_without_positives(kitchen: Path, broken: Callable[[], str]) -> None:
-    test = kitchen / "qrels" / "test.tsv"
-    test.write_text(test.read_text().replace("\t1\n", "\t0\n"))
-    assert "data.domains.kitchen: split 'test'" in broken()
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("train", "data.domains.kitchen: split 'train' of "), ("test", "collection 'kitchen': split 'test' of ")],
+)
+def test_queries_without_positives(split: str, message: str, kitchen: Path, broken: Callable[[], str]) -> None:
+    file = kitchen / "qrels" / f"{split}.tsv"
+    file.write_text(file.read_text().replace("\t1\n", "\t0\n"))
+    assert message in broken()
 
 
 def test_a_corpus_that_is_too_small_for_the_negatives(kitchen: Path, broken: Callable[[], str]) -> None:
@@ -148,7 +159,7 @@ def test_arms_are_checked_before_anything_else_is_done(
     assert "did you mean 'hard_switch'?" in refused(*arguments, "--arms", "emb_only,hard_swich")
     twice = refused(*arguments, "--arms", "emb_only,emb_only")
     assert "distinct" in twice
-    unfit = "custom_arms.mine={mode: joint_moe, experts: {one: 1, two: 1}, router: {type: hard}}"
+    unfit = "custom_arms.mine={experts: {one: 1, two: 1}, router: {type: hard}}"
     assert "needs an expert 'embedding'" in refused(
         *arguments, "--set", unfit, "--arms", "emb_only,rank_only,joint_single,mine"
     )
@@ -224,7 +235,7 @@ def test_a_disk_that_fills_loses_nothing(
     path = tiny.write_yaml(experiment(arms=["rank_only"]), tmp_path / "config.yaml")
     arguments = ["train", path, "--output", tmp_path / "out"]
     # Mined negatives lie in the cache from here on, and so does the lock.
-    tiny.context(tiny.parsed(experiment(arms=["rank_only"])))
+    tiny.domains(tiny.parsed(experiment(arms=["rank_only"])))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -276,14 +287,15 @@ def test_evaluate_on_data_of_ones_own(trained: Path, data: dict[str, Path], tmp_
     arguments = ["evaluate", trained, "--data", data["garden"], "--output", tmp_path / "scores", "--depth", "5"]
     code, out, err = call(*arguments, "--queries", "6")
     assert (code, err) == (0, "")
-    for word in ("nDCG@10", "MAP", "MRR@10", "Recall@100", "garden"):
+    for word in ("nDCG@10", "MAP", "MRR@10", "R@100", "garden"):
         assert word in out
     for task in ("embedding", "reranking"):
-        for system in ("bm25", "untrained", "trained"):
-            found = json.loads((tmp_path / "scores" / "garden" / task / system / "metrics.json").read_text())
+        for system in ("bm25", "random", "untrained", "joint_single"):
+            [file] = (tmp_path / "scores" / system).glob(f"eval/*/final/garden/{task}/metrics.json")
+            found = json.loads(file.read_text())
             assert found["queries"] == 6
             assert f"{found['metrics']['ndcg@10']:.4f}" in out
-            assert ("ceiling" in found) == (task == "reranking")
+            assert (found["ceiling"] is not None) == (task == "reranking")
     code, out, _ = call(*arguments, "--task", "embedding")
     assert code == 0
     assert "reranking" not in out
@@ -298,8 +310,7 @@ def test_paths_are_printed_as_they_are(trained: Path, data: dict[str, Path], tmp
     code, out, err = call("evaluate", moved, "--data", data["garden"], "--task", "embedding", "--queries", "2")
     assert (code, err) == (0, "")
     assert "run [old]:100:" in out
-    config = moved / "config.yaml"
-    code, out, err = call("train", config, "--output", moved, "--set", "arms=[joint_single]")
+    code, out, err = call("train", trained.with_name("config.yaml"), "--output", moved)
     assert (code, err) == (0, "")
     assert out.count(f"{moved}") == 2
 
@@ -345,35 +356,41 @@ def test_matryoshka_sizes_are_checked_before_any_work(
 def test_experiment1_is_the_kill_gate_with_routed_experts_and_a_switch(
     call: Call, experiment: Make, tmp_path: Path
 ) -> None:
-    """The plan is printed before anything is trained: arms of equal size within 2%."""
+    """And with the start of the routed ones. The plan is printed first: arms of equal size within 2%."""
+    arms = ["emb_only", "rank_only", "joint_single", "joint_moe", "hard_switch"]
     content = experiment(
-        model__adapter={"rank": 24, "alpha": 24.0}, training__embedding__steps=2, training__reranking__steps=2
+        arms=arms,
+        model__adapter={"rank": 24, "alpha": 24.0},
+        training__embedding__steps=2,
+        training__reranking__steps=2,
     )
     path = tiny.write_yaml(content, tmp_path / "config.yaml")
     code, out, err = call("run", "experiment1", "--config", path, "--output", tmp_path / "out", "--device", "cpu")
     assert (code, err) == (0, "")
-    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert plan["arms"] == ["emb_only", "rank_only", "joint_single", "joint_moe", "hard_switch"]
-    rows = {
-        cells[0].strip(): cells for cells in (line.strip("│ ").split("│") for line in out.splitlines() if "│" in line)
-    }
-    for arm in plan["arms"]:
-        assert abs(float(rows[arm][-1].strip().rstrip("%"))) <= 2, arm
-    assert rows["joint_moe"][1].strip() == "joint_moe, sparsegen, sequence"
-    assert rows["hard_switch"][2].strip() == "embedding 12, reranking 12"
-    moe = yaml.safe_load(next((tmp_path / "out" / "runs").glob("joint_moe-*/arm.yaml")).read_text())
-    assert moe["model"]["adapter"]["router"]["type"] == "sparsegen"
+    declared = json.loads((tmp_path / "out" / "plan.json").read_text())["declared"]
+    assert list(declared["arms"][""]) == [*arms, "joint_moe_start"]
+    # Of the first table.
+    plan = out.partition("training")[0].splitlines()
+    rows = {cells[0]: cells for line in plan if len(cells := re.split(r" {2,}", line.strip())) > 3}
+    for arm in declared["arms"][""]:
+        assert abs(float(rows[arm][-1].rstrip("%"))) <= 2, arm
+    assert rows["joint_moe"][1] == "sparsegen, sequence"
+    assert rows["joint_moe_start"][1] == "sparsegen, sequence, not trained"
+    assert rows["hard_switch"][1:3] == ["hard", "embedding 12, reranking 12"]
+    moe = yaml.safe_load(next((tmp_path / "out" / "runs").glob("joint_moe-*/config.yaml")).read_text())
+    assert moe["train"]["model"]["adapter"]["router"]["type"] == "sparsegen"
 
 
 def test_queries_without_a_relevant_document_are_counted(
     call: Call, experiment: Make, data: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(data["kitchen"], tmp_path / "kitchen")
-    judgements = folder / "qrels" / "test.tsv"
-    lines = judgements.read_text().splitlines()
-    judgements.write_text("\n".join([*lines[:-1], lines[-1].rsplit("\t", 1)[0] + "\t0"]) + "\n")
-    content = experiment(training__embedding__steps=1, training__reranking__steps=1)
-    content["data"]["domains"] = {"kitchen": {"source": str(folder)}}
+    for split in ("train", "test"):
+        judgements = folder / "qrels" / f"{split}.tsv"
+        lines = judgements.read_text().splitlines()
+        judgements.write_text("\n".join([*lines[:-1], lines[-1].rsplit("\t", 1)[0] + "\t0"]) + "\n")
+    content = over(experiment, folder, training__embedding__steps=1, training__reranking__steps=1)
     code, out, _ = call(*run_on(content, tmp_path))
     assert code == 0
-    assert "kitchen: queries of split 'test' without a relevant document, left out: 1" in out
+    for split in ("train", "test"):
+        assert f"kitchen: queries of split '{split}' without a relevant document, left out: 1" in out

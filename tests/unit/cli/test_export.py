@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
 import tiny
-from unimoer.config import parse_config
 from unimoer.model.checkpoint import fingerprint, save_model
+from unimoer.runs.folder import write_spec
+from unimoer.studies.planning import single_run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -50,9 +50,7 @@ def run_folder(arm: str, base: Path, tmp_path: Path, content: dict[str, Any]) ->
     """What `unimoer train` leaves behind, as far as an export reads it."""
     run = tmp_path / "run"
     checkpoint(base, run / "checkpoints" / "final")
-    settings = parse_config(content, "test").model_dump(mode="json")
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    (run / "status.json").write_text(json.dumps({"arm": arm, "seed": 1, "state": "done"}))
+    write_spec(run, single_run(tiny.parsed(content | {"arms": [arm]}), tiny.CPU))
     return run
 
 
