@@ -67,12 +67,18 @@ def test_all_systems_rerank_the_same_candidates(joint: Path, data: dict[str, Pat
     assert len(lists) == 1
 
 
-def test_the_untrained_base_is_the_one_that_the_run_began_with(joint: Path, data: dict[str, Path], tmp_path: Path) -> None:
+def test_the_untrained_base_is_the_one_that_the_run_began_with(
+    joint: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
     """A learned score head starts at random: with another seed it would be another reference."""
     suite = suite_of(joint, [str(data["kitchen"])], None, COMMON)
     alone = shutil.copytree(joint / "checkpoints" / "final", tmp_path / "alone")
     of_run, of_none = (
-        next(one.metrics for one in evaluated(run, suite, output=tmp_path / name, tasks=(Task.RERANKING,)) if one.arm == "untrained")
+        next(
+            one.metrics
+            for one in evaluated(run, suite, output=tmp_path / name, tasks=(Task.RERANKING,))
+            if one.arm == "untrained"
+        )
         for name, run in (("run", joint), ("none", alone))
     )
     assert of_run.keys() == of_none.keys()
