@@ -70,9 +70,7 @@ def assert_same(folder: Path, local: Path) -> None:
             assert (twin / path.relative_to(run)).read_bytes() == path.read_bytes(), path
 
 
-def test_two_workers_end_as_one_process_does(
-    config: Path, local: Path, tmp_path: Path, shared_cache: Path
-) -> None:
+def test_two_workers_end_as_one_process_does(config: Path, local: Path, tmp_path: Path, shared_cache: Path) -> None:
     folder = tmp_path / "tiny"
     done = tiny.unimoer(*arguments(config, folder, *RAY), cache=shared_cache)
     assert done.returncode == 0, done.stderr

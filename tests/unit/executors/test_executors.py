@@ -45,7 +45,7 @@ def test_the_runs_of_this_process_come_one_after_the_other(experiment: Make, tmp
     events: list[Event] = []
     LocalExecutor().run(jobs, events.append)
     assert all(is_done(folder, spec) for spec, folder in jobs)
-    order = [text for text in dict.fromkeys(event.text.partition(":")[0] for event in events if event.text)]
+    order = list(dict.fromkeys(event.text.partition(":")[0] for event in events if event.text))
     assert order == ["rank_only seed 1", "rank_only seed 2"]
 
 

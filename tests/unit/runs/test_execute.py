@@ -72,9 +72,7 @@ def test_a_run_says_what_it_does(spec: Spec, tmp_path: Path) -> None:
     assert units(events, "skip") == planned | {"evaluate reranking": 1}
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(
-    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_from_its_last_checkpoint(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it skips and what it does are the whole, and it ends in the same bytes."""
     one = spec("joint_single", training__checkpoint_every=5)
     execute(one, tmp_path / "whole")
@@ -117,9 +115,7 @@ def test_a_reference_trains_nothing(arm: str, experiment: Make, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("arm", "task"), [("emb_only", "embedding"), ("rank_only", "reranking")])
-def test_training_beats_the_untrained_base(
-    arm: str, task: str, spec: Spec, experiment: Make, tmp_path: Path
-) -> None:
+def test_training_beats_the_untrained_base(arm: str, task: str, spec: Spec, experiment: Make, tmp_path: Path) -> None:
     """The whole path learns: data, batches, losses, optimizer, checkpoint, prompts, search, metrics.
 
     The base is random and has 32 dimensions, so it does not learn much.

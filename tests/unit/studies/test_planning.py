@@ -262,9 +262,7 @@ def test_every_study_has_its_two_configurations(study: Any) -> None:
         assert (CONFIGS / f"{name}.yaml").is_file(), name
 
 
-def test_the_suite_that_decides_is_the_first_of_the_configuration_on_disk_too(
-    experiment: Make, tmp_path: Path
-) -> None:
+def test_the_suite_that_decides_is_the_first_of_the_configuration_on_disk_too(experiment: Make, tmp_path: Path) -> None:
     """And arms stay in their order: a file whose keys are sorted would have neither."""
     content = experiment(arms=["rank_only", "joint_single", "emb_only"])
     content["evaluation"]["suites"]["also"] = content["evaluation"]["suites"]["test"]
