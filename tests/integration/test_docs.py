@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from unimoer.cli import build_app
 from unimoer.cli.options import find_config
 from unimoer.config import load_config
+from unimoer.studies import find_study
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -33,19 +35,25 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-def understood(words: list[str]) -> click.Context:
-    """Parse a command as the program would, without running it."""
-    command = typer.main.get_command(build_app())
-    context = click.Context(command)
-    for name in list(words):
-        if not isinstance(command, click.Group):
-            break
-        found = command.get_command(context, name)
-        assert found is not None, f"no verb {name!r}"
-        command, words = found, words[1:]
-    if isinstance(command, click.Group) or not words:
-        return context
-    return command.make_context("unimoer", list(words))
+def understood(words: list[str]) -> dict[str, Any]:
+    """Parse a command as the program would, without running it; its parameters."""
+    command: Any = typer.main.get_command(build_app())
+    # Typer's own class: it brings a click of its own, whose groups are no `click.Group`.
+    while isinstance(command, TyperGroup) and words:
+        assert words[0] in command.commands, f"no verb {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    # A verb by its name alone, in running text, gives no arguments.
+    return dict(command.make_context("unimoer", list(words)).params) if words else {}
+
+
+@pytest.mark.parametrize(
+    "command", ["runn kill-gate", "run kill-gate --quik", "run a b", "data nothing", "run kill-gate --workers many"]
+)
+def test_a_wrong_command_is_not_understood(command: str) -> None:
+    with pytest.raises(Exception) as caught:
+        understood(command.split())
+    names = {found.__name__ for found in type(caught.value).__mro__}
+    assert names & {"AssertionError", "UsageError"}
 
 
 def test_the_documentation_gives_commands() -> None:
@@ -65,7 +73,11 @@ def test_a_command_is_understood(page: str, words: list[str]) -> None:
     if tool.startswith("python"):
         assert (ROOT / rest[0]).is_file(), page
         return
-    context = understood(rest)
-    name = context.params.get("config")
+    given = understood(rest)
+    name = given.get("config")
+    # `unimoer run STUDY` in running text stands for any study.
+    if rest[:1] == ["run"] and given and given["study"] != "STUDY":
+        study = find_study(given["study"])
+        name = name or (study.quick if given["quick"] else study.config)
     if name and not str(name).endswith(".yaml"):
-        load_config(find_config(str(name)), context.params.get("overrides") or ())
+        load_config(find_config(str(name)), given.get("overrides") or ())

@@ -18,10 +18,10 @@ SMALL = [
     "training.reranking.batch_size=2",
     "training.probe.every=2",
     "training.probe.batch_size=4",
-    "evaluation.bootstrap=100",
     "seeds=[42]",
-    *(f"data.domains.{name}.{key}" for name in DOMAINS for key in ("train_queries=12", "test_queries=3")),
-    *(f"data.domains.{name}.documents=30" for name in DOMAINS),
+    *(f"data.domains.{name}.{key}" for name in DOMAINS for key in ("queries=12", "documents=30")),
+    "evaluation.suites.test.queries=3",
+    "evaluation.suites.test.documents=30",
 ]
 
 
@@ -36,7 +36,8 @@ def test_a_tier_runs_from_end_to_end(tier: str, tmp_path: Path, capsys: pytest.C
     assert (stopped.value.code or 0, err) == (0, "")
     decision = read_json(tmp_path / "out" / "decision.json")
     assert decision["verdict"] in out
-    assert read_json(tmp_path / "out" / "plan.json")["datasets"].keys() == set(DOMAINS)
+    declared = read_json(tmp_path / "out" / "plan.json")["declared"]
+    assert declared["domains"].keys() == declared["suites"]["test"]["collections"].keys() == set(DOMAINS)
     # Two steps teach nothing, and the decision has to say so.
     assert decision["preliminary"] is True
     assert (tmp_path / "out" / "report.html").is_file()

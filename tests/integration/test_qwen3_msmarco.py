@@ -7,6 +7,7 @@ templates, triplets and pairs for training, BEIR-style data sets for evaluation.
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +57,17 @@ def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     folder = tmp_path_factory.mktemp("stand-ins")
     content["model"]["base"] = str(base)
     content["seeds"] = [42]
-    for number, (name, domain) in enumerate(content["data"]["domains"].items()):
-        kind = list(tiny.THINGS)[number % 2]
-        if domain.get("train", True):
-            found = save_triplets(kind, folder / name, negatives="triplet" in domain["source"])
-        else:
-            found = save_retrieval(kind, folder / name)
-        domain["source"] = f"hf:{found}"
-        if "documents" in domain:
-            domain["documents"] = 25
+    kinds = cycle(tiny.THINGS)
+    for name, domain in content["data"]["domains"].items():
+        found = save_triplets(next(kinds), folder / name, negatives="triplet" in domain["source"])
+        domain |= {"source": f"hf:{found}", "documents": 25}
+    for name, collection in content["evaluation"]["suites"]["beir"]["collections"].items():
+        collection["source"] = f"hf:{save_retrieval(next(kinds), folder / name)}"
     for task in ("embedding", "reranking"):
         content["training"][task] |= {"steps": 2, "batch_size": 4}
     content["training"]["reranking"]["negatives"] = 2
     content["training"]["probe"] = {"every": 2, "batch_size": 4}
-    content["evaluation"] |= {"rerank_depth": 4, "bootstrap": 100}
-    for domain in content["data"]["domains"].values():
-        if not domain.get("train", True):
-            domain["test_queries"] = 5
+    content["evaluation"]["suites"]["beir"] |= {"rerank_depth": 4, "queries": 5}
     return content
 
 
@@ -87,21 +82,21 @@ def test_the_configuration_runs_on_stand_ins(
     assert (stopped.value.code or 0, err) == (0, "")
     decision = read_json(tmp_path / "out" / "decision.json")
     assert decision["verdict"] in out
-    plan = read_json(tmp_path / "out" / "plan.json")
-    evaluated = {name for name, domain in settings["data"]["domains"].items() if not domain.get("train", True)}
-    assert plan["datasets"].keys() == evaluated
+    declared = read_json(tmp_path / "out" / "plan.json")["declared"]
+    collections = settings["evaluation"]["suites"]["beir"]["collections"]
+    assert declared["suites"]["beir"]["collections"].keys() == collections.keys()
 
     [joint] = (tmp_path / "out" / "runs").glob("joint_single-*")
     lines = tiny.lines(joint / "metrics.jsonl")
     assert [line["task"] for line in lines] == ["embedding", "reranking"] * 2
-    assert {line["domain"] for line in lines} <= settings["data"]["domains"].keys() - evaluated
+    assert {line["domain"] for line in lines} <= settings["data"]["domains"].keys()
     assert {"bce", "infonce"} <= {key for line in lines for key in line}
     assert [line["step"] for line in tiny.lines(joint / "gradient_conflicts.jsonl")] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
     description = read_json(joint / "checkpoints" / "final" / "unimoer.json")["model"]
     assert description["prompts"]["query"] == "Instruct: {instruction}\nQuery:{query}"
     assert (description["padding"], description["dtype"]) == ("left", "bfloat16")
 
-    source = settings["data"]["domains"]["scifact"]["source"]
+    source = collections["scifact"]["source"]
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", str(joint), "--data", source, "--queries", "3", "--depth", "3", "--device", "cpu"])
     out, err = capsys.readouterr()

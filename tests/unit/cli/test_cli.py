@@ -376,7 +376,7 @@ def test_experiment1_is_the_kill_gate_with_routed_experts_and_a_switch(
         assert abs(float(rows[arm][-1].rstrip("%"))) <= 2, arm
     assert rows["joint_moe"][1] == "sparsegen, sequence"
     assert rows["joint_moe_start"][1] == "sparsegen, sequence, not trained"
-    assert rows["hard_switch"][1:3] == ["hard", "embedding 12, reranking 12"]
+    assert rows["hard_switch"][1:3] == ["hard, told the task", "embedding 12, reranking 12"]
     moe = yaml.safe_load(next((tmp_path / "out" / "runs").glob("joint_moe-*/config.yaml")).read_text())
     assert moe["train"]["model"]["adapter"]["router"]["type"] == "sparsegen"
 

@@ -47,8 +47,8 @@ def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    message = "taken: cannot be written: a file of that name is in the way; choose another"
-    with pytest.raises(UserError, match=message), locked(tmp_path / "taken"):
+    in_the_way = "taken: cannot be written: a file of that name is in the way; choose another"
+    with pytest.raises(UserError, match=in_the_way), locked(tmp_path / "taken"):
         pass
     with pytest.raises(UserError, match="below: cannot be written: Not a directory"), locked(tmp_path / "taken/below"):
         pass
