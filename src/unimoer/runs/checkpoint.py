@@ -14,6 +14,7 @@ from unimoer.files import write_json
 from unimoer.model.checkpoint import load_model, read_description
 from unimoer.model.identity import base_identity
 from unimoer.model.unified import UnifiedModel
+from unimoer.runs.data import forget
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch
 from unimoer.runs.folder import checkpoint_folder, expected, read_spec, run_of, trained_tasks
@@ -67,6 +68,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: no checkpoint, wrong data, no judged query, or a task that the run was not trained for.
     """
+    forget()
     folder = checkpoint_folder(run)
     place = run_of(folder)
     trained = trained_tasks(folder)

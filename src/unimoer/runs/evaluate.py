@@ -18,6 +18,7 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.runs.data import bm25, candidates, suite_data
 from unimoer.runs.events import Event, Watch
 from unimoer.runs.folder import Wanted, expected
+from unimoer.runs.identity import check_content
 from unimoer.types import Run, Task
 
 REFERENCE = "reference"
@@ -61,6 +62,8 @@ def evaluate(
 
 def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch: Watch) -> None:
     collection = suite_data(suite.suite)[wanted.collection]
+    name = collection.name
+    check_content("collection", {name: collection.dataset.fingerprint}, {name: suite.fingerprints[name]})
     where = "" if wanted.step is None else f" at step {wanted.step}"
     title = f"{spec.arm} seed {spec.seed}: {wanted.measure} on {wanted.collection}{where}"
     watch(Event("say", title, f"{len(collection.qrels)} queries"))

@@ -14,12 +14,14 @@ from unimoer.evaluation.evaluate import System
 from unimoer.evaluation.reference import load_encoder
 from unimoer.evaluation.serving import Traffic, serving_costs
 from unimoer.model.checkpoint import load_tensors, load_weights, save_model
+from unimoer.model.identity import base_identity
 from unimoer.model.unified import UnifiedModel
 from unimoer.provenance import environment
 from unimoer.runs import data
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch, ignore
 from unimoer.runs.folder import FINAL, is_trained, locked, moments, write_spec
+from unimoer.runs.identity import check_content
 from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
 from unimoer.schema import Environment, RunStatus, read_record, write_record
 from unimoer.schema.run import ServingCosts, TrainingSummary
@@ -120,6 +122,10 @@ def _trained(
         return model
     watch(Event("say", name, "preparing data"))
     domains = data.training_data(settings.data)
+    found = {name: domain.dataset.fingerprint for name, domain in domains.items()}
+    check_content("data.domains", found, settings.fingerprints)
+    base = settings.model.base
+    check_content("model.base", {base: base_identity(settings.model)}, {base: settings.base})
     counters = train(
         settings,
         model,

@@ -103,9 +103,11 @@ def is_done(folder: Path, spec: RunSpec) -> bool:
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:
-    """As `config.yaml`: all settings, resolved."""
+    """As `config.yaml`: all settings, resolved. A file that says the same already is not touched."""
+    file = folder / "config.yaml"
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(folder / "config.yaml", text)
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_text(file, text)
 
 
 def read_spec(folder: Path) -> RunSpec | None:

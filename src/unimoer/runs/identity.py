@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
 
 from unimoer.config import ModelConfig, SuiteConfig, SuiteSpec
+from unimoer.errors import UserError
 from unimoer.evaluation.first_stage import candidates_fingerprint
 from unimoer.model.backbone import resolve_dtype
 from unimoer.runs.data import suite_data
@@ -21,6 +23,17 @@ def precision(model: ModelConfig, device: torch.device) -> Literal["float32", "b
 def model_identity(content: str, model: ModelConfig, device: torch.device) -> str:
     """`RunSpec.identity` of a model that no training key names; `content` is a hash of its base or weights."""
     return f"{content} {precision(model, device)} {device.type}"
+
+
+def check_content(what: str, found: Mapping[str, str], planned: Mapping[str, str]) -> None:
+    """A run may be carried out later than it was planned, and elsewhere.
+
+    Raises:
+        UserError: what is there now is not what the run's keys were made from.
+    """
+    for name, content in planned.items():
+        if found.get(name) != content:
+            raise UserError(f"{what} '{name}': is not what this run was planned on; repeat the command")
 
 
 def suite_spec(name: str, suite: SuiteConfig, tasks: tuple[Task, ...]) -> SuiteSpec:
