@@ -16,7 +16,7 @@ from unimoer.config import BM25, RANDOM, RunSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
-from unimoer.schema import RunStatus, read_record
+from unimoer.schema import Environment, RunStatus, read_record
 from unimoer.types import Task
 
 FINAL = "final"
@@ -89,6 +89,14 @@ def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
             for name in suite.fingerprints:
                 for measure in measures(suite.tasks, whole=suite.suite.whole_search, has_model=has_model):
                     yield Wanted(suite.name, moment, step, name, measure, root / name / measure.value)
+
+
+def check_same(spec: RunSpec, folder: Path) -> None:
+    """Raises: UserError when the folder holds another run; its name alone does not tell, `--output` may have set it."""
+    if (folder / "env.json").exists():
+        found = read_record(Environment, folder / "env.json").key
+        if found != spec.key:
+            raise UserError(f"{folder}: holds a run of other settings or data; choose another --output, or remove it")
 
 
 def is_trained(folder: Path) -> bool:

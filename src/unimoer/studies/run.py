@@ -20,7 +20,7 @@ from unimoer.files import write_text
 from unimoer.runs import is_done
 from unimoer.runs.data import forget, training_data
 from unimoer.runs.evaluate import kind_of
-from unimoer.runs.folder import expected, locked, write_spec
+from unimoer.runs.folder import check_same, expected, locked, write_spec
 from unimoer.schema import Plan, Results, write_record
 from unimoer.studies import find_study, summary
 from unimoer.studies.costs import describe_arms
@@ -81,6 +81,7 @@ def run_study(
             jobs.setdefault(folder / "runs" / spec.folder, spec)
         for place, spec in jobs.items():
             if place.is_dir():
+                check_same(spec, place)
                 # Scores are read where this says: an amended plan may ask for less, or for what was done before.
                 write_spec(place, spec)
         todo = [(spec, place) for place, spec in jobs.items() if not is_done(place, spec)]
