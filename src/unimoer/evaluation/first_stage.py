@@ -16,6 +16,11 @@ SEARCH_DEPTH = 100
 """Documents a query that a first stage is asked for, at least: what recall@100 is measured on."""
 
 
+def search_depth(collection: Collection, depth: int = 0) -> int:
+    """Documents to ask for: one more where a query that finds itself has it taken away."""
+    return max(depth, SEARCH_DEPTH) + int(collection.config.ignore_identical_ids)
+
+
 def is_shared(first_stage: str) -> bool:
     """Whether all systems rerank the same lists."""
     return first_stage != "dense"
@@ -51,7 +56,7 @@ def shared_candidates(first_stage: str, collection: Collection, depth: int) -> R
 
 def bm25_run(collection: Collection, depth: int) -> Run:
     index = BM25.of(collection.dataset, split_identifiers=collection.config.split_identifiers)
-    return index.search(collection.queries, max(depth, SEARCH_DEPTH))
+    return index.search(collection.queries, search_depth(collection, depth))
 
 
 def random_run(candidates: Run) -> Run:

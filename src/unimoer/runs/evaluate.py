@@ -11,7 +11,7 @@ from unimoer.evaluation.evaluate import System, above, rank, write_evaluation
 from unimoer.evaluation.first_stage import is_shared
 from unimoer.evaluation.fusion import fuse
 from unimoer.evaluation.measures import Measure
-from unimoer.evaluation.metrics import read_trec
+from unimoer.evaluation.metrics import drop_identical, read_trec
 from unimoer.evaluation.rerank import cut
 from unimoer.evaluation.suites import Collection
 from unimoer.model.unified import UnifiedModel
@@ -101,7 +101,9 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
 
 def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: System, batch_tokens: int) -> Run:
     """What a measure begins with: BM25's ranking, the first stage's candidates, or both kinds of search fused."""
-    ranked = bm25(suite.suite, collection.name)
+    # Before anything is cut or fused: every list, and its ceiling, is one without its query.
+    kept = drop_identical if collection.config.ignore_identical_ids else dict
+    ranked = kept(bm25(suite.suite, collection.name))
     match wanted.measure:
         case Measure.FUSED:
             # The system's own search has just been written beside it.
@@ -109,7 +111,7 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
         case Measure.SEARCH:
             return read_trec(wanted.folder.with_name(Measure.FUSED.value) / "run.trec")
         case Measure.RERANKING | Measure.BLENDED if is_shared(suite.suite.first_stage):
-            return candidates(suite.suite, collection.name)
+            return kept(candidates(suite.suite, collection.name))
         case Measure.RERANKING | Measure.BLENDED if isinstance(system, UnifiedModel):
             return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
     return ranked
