@@ -22,9 +22,11 @@ def evaluate(
     task: Annotated[
         Tasks | None, typer.Option(help="What to evaluate [default: what the run was trained for].")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which judgements to use.")] = "test",
-    first_stage: Annotated[str, typer.Option(help="Candidates: bm25, dense, or TREC run files.")] = "bm25",
-    depth: Annotated[int, typer.Option(min=1, help="Candidates a query to rerank.")] = 100,
+    split: Annotated[str | None, typer.Option(help="Which judgements to use [default: test].")] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help="Candidates: bm25, dense, or TREC run files [default: bm25].")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Candidates a query to rerank [default: 100].")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Sample this many queries.")] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="Sample the corpus down to this many.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go [default: the run's own folder].")] = None,
@@ -32,7 +34,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run on data it may never have seen, beside BM25, a random order and its own untrained base.
 
-    Without --data and --suite, on the suite of the run's own configuration.
+    Without --data and --suite, on the suite of the run's own configuration, with what the other options change of it.
     """
     from unimoer.config import SuiteConfig
     from unimoer.executors.progress import Progress
@@ -40,8 +42,10 @@ def evaluate(
     from unimoer.runs.checkpoint import evaluate_checkpoint, suite_of
 
     console = Console(markup=False, emoji=False)
-    common = {"split": split, "first_stage": first_stage, "rerank_depth": depth, "queries": queries}
-    wanted = suite_of(run, data, suite, SuiteConfig.model_validate({**common, "documents": documents}))
+    asked = {"split": split, "first_stage": first_stage, "rerank_depth": depth}
+    asked |= {"queries": queries, "documents": documents}
+    given = {name: value for name, value in asked.items() if value is not None}
+    wanted = suite_of(run, data, suite, SuiteConfig.model_validate(given))
     with Progress(console, {}) as progress:
         scores = evaluate_checkpoint(
             run,

@@ -83,6 +83,8 @@ class SuiteSpec(Strict):
     suite: SuiteConfig
     fingerprints: dict[str, str]
     """Content of every collection, by name."""
+    candidates: str = ""
+    """Content of the run files of the first stage; empty where candidates are computed."""
     tasks: tuple[Task, ...]
 
     def key(self, training_key: str, model: ModelConfig | None) -> str:
@@ -97,7 +99,8 @@ class SuiteSpec(Strict):
             "data": self.fingerprints,
             "limits": limits,
         }
-        return digest(content)
+        # Only where there are any, so that scores of computed candidates keep their keys.
+        return digest(content | ({"candidates": self.candidates} if self.candidates else {}))
 
 
 class Resources(Strict):
@@ -118,7 +121,9 @@ class RunSpec(Strict):
     train: TrainSpec | None = None
     """None for a reference, which is evaluated as it is."""
     model: ModelConfig | None = None
-    """What a reference that needs a model evaluates: the untrained base."""
+    """What a reference that needs a model evaluates: the untrained base, or a checkpoint."""
+    identity: str = ""
+    """What `model` does not say of itself: content of the base or of the weights, precision, kind of device."""
     suites: tuple[SuiteSpec, ...]
     checkpoints: tuple[int, ...] = ()
     """Steps of a task after which weights are kept and evaluated, beside the run's end."""
@@ -133,9 +138,8 @@ class RunSpec(Strict):
         """The training key; of a reference, the key of what it evaluates."""
         if self.train is not None:
             return self.train.key
-        return digest(
-            {"arm": self.arm, "seed": self.seed, "model": None if self.model is None else changed(self.model)}
-        )
+        content = {"arm": self.arm, "seed": self.seed, "model": None if self.model is None else changed(self.model)}
+        return digest(content | ({"identity": self.identity} if self.identity else {}))
 
     @property
     def folder(self) -> str:

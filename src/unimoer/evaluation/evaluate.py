@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from unimoer.evaluation import reference
-from unimoer.evaluation.first_stage import SEARCH_DEPTH, is_shared, random_run, random_search
+from unimoer.evaluation.first_stage import is_shared, random_run, random_search, search_depth
 from unimoer.evaluation.measures import Measure
 from unimoer.evaluation.metrics import ceiling, drop_identical, evaluate_run, mean, write_trec
 from unimoer.evaluation.reference import ReferenceEncoder
@@ -38,7 +38,8 @@ def rank(
 ) -> Run:
     """The ranking of one task by a model, a public encoder, or the references `bm25` and `random`.
 
-    For embedding that is the whole corpus, for reranking the first `depth` of `candidates`.
+    For embedding that is the whole corpus, for reranking the first `depth` of `candidates`, which hold no document
+    that the collection ignores.
     """
     instruction = collection.config.instruction
     if task is Task.EMBEDDING:
@@ -50,15 +51,14 @@ def rank(
                 instruction=instruction,
                 batch_tokens=batch_tokens,
                 report=report,
-                k=SEARCH_DEPTH,
+                k=search_depth(collection),
             )
         elif isinstance(system, ReferenceEncoder):
-            run = reference.rank(system, collection.dataset, collection.queries, k=SEARCH_DEPTH)
+            run = reference.rank(system, collection.dataset, collection.queries, k=search_depth(collection))
         else:
-            run = random_search(collection) if system == "random" else candidates
+            run = random_search(collection, search_depth(collection)) if system == "random" else candidates
         return drop_identical(run) if collection.config.ignore_identical_ids else run
-    offered = drop_identical(candidates) if collection.config.ignore_identical_ids else candidates
-    shortlist = cut(offered, depth)
+    shortlist = cut(candidates, depth)
     if not isinstance(system, UnifiedModel):
         return random_run(shortlist) if system == "random" else shortlist
     return rerank(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from unimoer.data.bm25 import BM25
@@ -15,9 +16,31 @@ SEARCH_DEPTH = 100
 """Documents a query that a first stage is asked for, at least: what recall@100 is measured on."""
 
 
+def search_depth(collection: Collection, depth: int = 0) -> int:
+    """Documents to ask for: one more where a query that finds itself has it taken away."""
+    return max(depth, SEARCH_DEPTH) + int(collection.config.ignore_identical_ids)
+
+
 def is_shared(first_stage: str) -> bool:
     """Whether all systems rerank the same lists."""
     return first_stage != "dense"
+
+
+def candidates_fingerprint(first_stage: str, collections: Iterable[str]) -> str:
+    """SHA-256 of the run files that candidates come from; empty where they are computed.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    if first_stage in ("bm25", "dense"):
+        return ""
+    content = hashlib.sha256()
+    for file in sorted({_run_file(Path(first_stage), name) for name in collections}):
+        try:
+            content.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"{file}: no such run file; first_stage is bm25, dense, or run files") from error
+    return content.hexdigest()
 
 
 def shared_candidates(first_stage: str, collection: Collection, depth: int) -> Run:
@@ -33,7 +56,7 @@ def shared_candidates(first_stage: str, collection: Collection, depth: int) -> R
 
 def bm25_run(collection: Collection, depth: int) -> Run:
     index = BM25.of(collection.dataset, split_identifiers=collection.config.split_identifiers)
-    return index.search(collection.queries, max(depth, SEARCH_DEPTH))
+    return index.search(collection.queries, search_depth(collection, depth))
 
 
 def random_run(candidates: Run) -> Run:
@@ -58,8 +81,12 @@ def _unit(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big") / 2**48
 
 
+def _run_file(path: Path, collection: str) -> Path:
+    return path / f"{collection}.trec" if path.is_dir() else path
+
+
 def _from_file(path: Path, collection: Collection) -> Run:
-    file = path / f"{collection.name}.trec" if path.is_dir() else path
+    file = _run_file(path, collection.name)
     run = {query: documents for query, documents in read_trec(file).items() if query in collection.qrels}
     for query, documents in run.items():
         missing = next((document for document in documents if document not in collection.dataset.corpus), None)

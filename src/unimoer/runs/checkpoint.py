@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from unimoer.errors import UserError
 from unimoer.evaluation.suites import list_collections
 from unimoer.files import write_json
 from unimoer.model.checkpoint import load_model, read_description
+from unimoer.model.identity import base_identity
 from unimoer.model.unified import UnifiedModel
-from unimoer.runs.data import suite_data
+from unimoer.runs.data import forget
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch
 from unimoer.runs.folder import checkpoint_folder, expected, read_spec, run_of, trained_tasks
+from unimoer.runs.identity import model_identity, suite_spec
 from unimoer.schema import EvaluationSummary, read_record
 from unimoer.types import Task
 
@@ -25,7 +28,8 @@ TRAINED = "trained"
 
 
 def suite_of(run: Path, sources: Sequence[str] | None, suite: str | None, common: SuiteConfig) -> SuiteConfig:
-    """What to evaluate on: sources by name, a suite, or what the run was evaluated on.
+    """What to evaluate on: sources by name, a suite, or what the run was evaluated on; `common` changes the latter
+    where it says something.
 
     Raises:
         UserError: nothing is named and the run has no configuration, or two sources have one name.
@@ -45,8 +49,8 @@ def suite_of(run: Path, sources: Sequence[str] | None, suite: str | None, common
     spec = read_spec(place) if place is not None else None
     if spec is None:
         raise UserError(f"{run}: no config.yaml to take collections from; name them with --data or --suite")
-    given = spec.suites[0].suite
-    return given.model_copy(update={"queries": common.queries or given.queries})
+    changes = {name: getattr(common, name) for name in common.model_fields_set}
+    return spec.suites[0].suite.model_copy(update=changes)
 
 
 def evaluate_checkpoint(
@@ -65,6 +69,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: no checkpoint, wrong data, no judged query, or a task that the run was not trained for.
     """
+    forget()
     folder = checkpoint_folder(run)
     place = run_of(folder)
     trained = trained_tasks(folder)
@@ -74,14 +79,14 @@ def evaluate_checkpoint(
         raise UserError(f"{run}: was not trained for {untrained[0]}; leave --task out, or name {trained[0]}")
     model = read_description(folder)["model"]
     watch(Event("say", "preparing data", ", ".join(list_collections(suite))))
-    prints = {name: one.dataset.fingerprint for name, one in suite_data(suite).items()}
-    named = SuiteSpec(name="extra", suite=suite, fingerprints=prints, tasks=wanted)
+    named = suite_spec("extra", suite, wanted)
     spec = read_spec(place) if place is not None else None
+    # The head that the run began with, where that is known: a learned one starts at random.
     seed = spec.seed if spec is not None else 0
     found: list[EvaluationSummary] = []
     root = output or (place or folder) / "extra"
     for arm in (RANDOM, BM25, UNTRAINED, spec.arm if spec is not None else TRAINED):
-        found += _system(arm, seed, model, folder, named, spec, root / arm, device, watch)
+        found += _system(arm, seed, model, folder, named, root / arm, device, watch)
     write_json(root / "suite.json", suite.model_dump(mode="json"))
     return sorted(found, key=lambda one: (one.dataset, one.task))
 
@@ -92,18 +97,20 @@ def _system(
     model: ModelConfig,
     folder: Path,
     suite: SuiteSpec,
-    run: RunSpec | None,
     target: Path,
     device: torch.device,
     watch: Watch,
 ) -> list[EvaluationSummary]:
     needs = arm not in (RANDOM, BM25)
-    ours = run is not None and arm == run.arm
+    content = base_identity(model)
+    if arm != UNTRAINED:
+        # Not the run's training key: its checkpoints on the way have other weights.
+        content += f" {hashlib.sha256((folder / 'adapter.safetensors').read_bytes()).hexdigest()}"
     spec = RunSpec(
         arm=arm,
         seed=seed if needs else 0,
-        train=run.train if ours and run is not None else None,
         model=model if needs else None,
+        identity=model_identity(content, model, device) if needs else "",
         suites=(suite,),
         device=str(device),
     )
@@ -112,7 +119,6 @@ def _system(
         if not needs:
             return arm
         watch(Event("say", f"loading the {arm} model", str(folder)))
-        # The head that the run began with, where that is known: a learned one starts at random.
         return UnifiedModel(model, device, seed=seed) if arm == UNTRAINED else load_model(folder, device)
 
     evaluate(spec, target, load, watch, lambda seconds: None)

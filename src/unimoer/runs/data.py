@@ -32,6 +32,12 @@ def bm25(config: SuiteConfig, collection: str) -> Run:
     return _bm25(config.model_dump_json(), collection)
 
 
+def forget() -> None:
+    """Read everything anew at its next use: files may have changed since, in a process that lives long."""
+    for cached in (_training_data, _suite_data, _bm25, _candidates):
+        cached.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _training_data(content: str) -> dict[str, TrainingDomain]:
     return prepare(DataConfig.model_validate_json(content))

@@ -11,13 +11,14 @@ from unimoer.evaluation.evaluate import System, above, rank, write_evaluation
 from unimoer.evaluation.first_stage import is_shared
 from unimoer.evaluation.fusion import fuse
 from unimoer.evaluation.measures import Measure
-from unimoer.evaluation.metrics import read_trec
+from unimoer.evaluation.metrics import drop_identical, read_trec
 from unimoer.evaluation.rerank import cut
 from unimoer.evaluation.suites import Collection
 from unimoer.model.unified import UnifiedModel
 from unimoer.runs.data import bm25, candidates, suite_data
 from unimoer.runs.events import Event, Watch
 from unimoer.runs.folder import Wanted, expected
+from unimoer.runs.identity import check_content
 from unimoer.types import Run, Task
 
 REFERENCE = "reference"
@@ -61,6 +62,8 @@ def evaluate(
 
 def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch: Watch) -> None:
     collection = suite_data(suite.suite)[wanted.collection]
+    name = collection.name
+    check_content("collection", {name: collection.dataset.fingerprint}, {name: suite.fingerprints[name]})
     where = "" if wanted.step is None else f" at step {wanted.step}"
     title = f"{spec.arm} seed {spec.seed}: {wanted.measure} on {wanted.collection}{where}"
     watch(Event("say", title, f"{len(collection.qrels)} queries"))
@@ -98,7 +101,9 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
 
 def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: System, batch_tokens: int) -> Run:
     """What a measure begins with: BM25's ranking, the first stage's candidates, or both kinds of search fused."""
-    ranked = bm25(suite.suite, collection.name)
+    # Before anything is cut or fused: every list, and its ceiling, is one without its query.
+    kept = drop_identical if collection.config.ignore_identical_ids else dict
+    ranked = kept(bm25(suite.suite, collection.name))
     match wanted.measure:
         case Measure.FUSED:
             # The system's own search has just been written beside it.
@@ -106,7 +111,7 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
         case Measure.SEARCH:
             return read_trec(wanted.folder.with_name(Measure.FUSED.value) / "run.trec")
         case Measure.RERANKING | Measure.BLENDED if is_shared(suite.suite.first_stage):
-            return candidates(suite.suite, collection.name)
+            return kept(candidates(suite.suite, collection.name))
         case Measure.RERANKING | Measure.BLENDED if isinstance(system, UnifiedModel):
             return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
     return ranked

@@ -14,14 +14,16 @@ from unimoer.evaluation.evaluate import System
 from unimoer.evaluation.reference import load_encoder
 from unimoer.evaluation.serving import Traffic, serving_costs
 from unimoer.model.checkpoint import load_tensors, load_weights, save_model
+from unimoer.model.identity import base_identity
 from unimoer.model.unified import UnifiedModel
 from unimoer.provenance import environment
 from unimoer.runs import data
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch, ignore
-from unimoer.runs.folder import FINAL, is_trained, locked, moments, write_spec
+from unimoer.runs.folder import FINAL, check_same, is_trained, locked, moments, write_spec
+from unimoer.runs.identity import check_content
 from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
-from unimoer.schema import Environment, RunStatus, read_record, write_record
+from unimoer.schema import RunStatus, read_record, write_record
 from unimoer.schema.run import ServingCosts, TrainingSummary
 from unimoer.training.loop import train
 from unimoer.training.parallel import Group, connect
@@ -44,7 +46,7 @@ def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
             _trained(spec, spec.train, folder, device, ignore, group)
         return
     with locked(folder):
-        _check_same(spec, folder)
+        check_same(spec, folder)
         reset_peak_memory(device)
         write_spec(folder, spec)
         status = _begin(spec, folder)
@@ -83,13 +85,6 @@ def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
         write_record(folder / "status.json", status.model_copy(update=update))
 
 
-def _check_same(spec: RunSpec, folder: Path) -> None:
-    if (folder / "env.json").exists():
-        found = read_record(Environment, folder / "env.json").key
-        if found != spec.key:
-            raise UserError(f"{folder}: holds a run of other settings or data; choose another --output, or remove it")
-
-
 def _begin(spec: RunSpec, folder: Path) -> RunStatus:
     """Provenance and status; evaluations that an earlier call has done took their time too."""
     if not (folder / "env.json").exists():
@@ -120,6 +115,10 @@ def _trained(
         return model
     watch(Event("say", name, "preparing data"))
     domains = data.training_data(settings.data)
+    found = {name: domain.dataset.fingerprint for name, domain in domains.items()}
+    check_content("data.domains", found, settings.fingerprints)
+    base = settings.model.base
+    check_content("model.base", {base: base_identity(settings.model)}, {base: settings.base})
     counters = train(
         settings,
         model,

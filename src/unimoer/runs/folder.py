@@ -16,7 +16,7 @@ from unimoer.config import REFERENCES, RunSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
-from unimoer.schema import RunStatus, read_record
+from unimoer.schema import Environment, RunStatus, read_record
 from unimoer.types import Task
 
 FINAL = "final"
@@ -92,6 +92,14 @@ def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
                     yield Wanted(suite.name, moment, step, name, measure, root / name / measure.value)
 
 
+def check_same(spec: RunSpec, folder: Path) -> None:
+    """Raises: UserError when the folder holds another run; its name alone does not tell, `--output` may have set it."""
+    if (folder / "env.json").exists():
+        found = read_record(Environment, folder / "env.json").key
+        if found != spec.key:
+            raise UserError(f"{folder}: holds a run of other settings or data; choose another --output, or remove it")
+
+
 def is_trained(folder: Path) -> bool:
     return (folder / "checkpoints" / FINAL).is_dir()
 
@@ -104,9 +112,11 @@ def is_done(folder: Path, spec: RunSpec) -> bool:
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:
-    """As `config.yaml`: all settings, resolved."""
+    """As `config.yaml`: all settings, resolved. A file that says the same already is not touched."""
+    file = folder / "config.yaml"
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(folder / "config.yaml", text)
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_text(file, text)
 
 
 def read_spec(folder: Path) -> RunSpec | None:

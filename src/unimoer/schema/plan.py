@@ -83,6 +83,8 @@ class CollectionPlan(Record):
 class SuitePlan(Record):
     collections: dict[str, CollectionPlan]
     first_stage: str
+    candidates: str = ""
+    """SHA-256 of the run files that the first stage reads; empty where candidates are computed."""
     depth: int
 
 
@@ -105,7 +107,7 @@ class Declaration(Record):
     families: dict[str, list[str]]
     """Comparisons that are corrected together, by family."""
     training: dict[str, str]
-    """Run folder name without its seed -> hash of its settings, so that a changed learning rate shows."""
+    """`VARIANT:ARM` -> hash of the settings of its runs, so that a changed learning rate shows."""
     domains: dict[str, DomainPlan]
     suite: str
     """The one that decides."""

@@ -133,4 +133,6 @@ def _read_run(folder: Path, variant: str) -> RunFolder:
     if spec is None:
         raise UserError(f"{folder / 'config.yaml'}: missing; {HINT}")
     environment = read_record(Environment, folder / "env.json", HINT)
-    return RunFolder(folder, spec.model_copy(update={"variant": variant}), status, environment)
+    # A run that variants share lies there once.
+    named = {"variant": variant}
+    return RunFolder(folder, spec.model_copy(update=named), status.model_copy(update=named), environment)

@@ -22,10 +22,11 @@ from unimoer.config import (
 )
 from unimoer.config.study import override
 from unimoer.data.prepare import TrainingDomain
+from unimoer.evaluation.first_stage import candidates_fingerprint
 from unimoer.evaluation.suites import Collection
-from unimoer.model.backbone import resolve_dtype
 from unimoer.model.identity import base_identity
 from unimoer.runs.data import suite_data, training_data
+from unimoer.runs.identity import model_identity, precision, suite_spec
 from unimoer.schema.plan import (
     CollectionPlan,
     Criterion,
@@ -111,10 +112,14 @@ def _variant_runs(config: StudyConfig, variant: str, device: torch.device) -> li
     found += [
         RunSpec(arm=name, seed=0, suites=vectors, **common | {"variant": ONLY}) for name in config.evaluation.encoders
     ]
+    identity = model_identity(base_identity(config.model), config.model, device)
     for number, seed in enumerate(config.seeds):
         if number == 0 or config.model.reranking.starts_at_random:
             tasks = tuple(Task) if number == 0 else (Task.RERANKING,)
-            found.append(RunSpec(arm=UNTRAINED, seed=seed, model=config.model, suites=_suites(config, tasks), **common))
+            suites = _suites(config, tasks)
+            found.append(
+                RunSpec(arm=UNTRAINED, seed=seed, model=config.model, identity=identity, suites=suites, **common)
+            )
     for seed in config.seeds:
         for arm in config.arms:
             spec = train_spec(config, arm, seed, device)
@@ -131,7 +136,7 @@ def train_spec(config: StudyConfig, arm: str, seed: int, device: torch.device) -
     """What the run of one arm and seed trains, with nothing left to look up."""
     training, model = arm_settings(config, arm)
     settings = config.arm(arm)
-    dtype = str(resolve_dtype(model.dtype, device)).removeprefix("torch.")
+    dtype = precision(model, device)
     return TrainSpec(
         arm=arm,
         seed=seed,
@@ -143,7 +148,7 @@ def train_spec(config: StudyConfig, arm: str, seed: int, device: torch.device) -
         data=config.data,
         fingerprints={name: domain.dataset.fingerprint for name, domain in training_data(config.data).items()},
         training=training,
-        dtype=cast("Literal['float32', 'bfloat16']", dtype),
+        dtype=dtype,
         device=cast("Literal['cpu', 'cuda', 'mps']", device.type),
     )
 
@@ -156,14 +161,7 @@ def single_run(config: StudyConfig, device: torch.device) -> RunSpec:
 
 
 def _suites(config: StudyConfig, tasks: tuple[Task, ...]) -> tuple[SuiteSpec, ...]:
-    return tuple(
-        SuiteSpec(name=name, suite=suite, fingerprints=_fingerprints(suite_data(suite)), tasks=tasks)
-        for name, suite in config.evaluation.suites.items()
-    )
-
-
-def _fingerprints(collections: Mapping[str, Collection]) -> dict[str, str]:
-    return {name: collection.dataset.fingerprint for name, collection in collections.items()}
+    return tuple(suite_spec(name, suite, tasks) for name, suite in config.evaluation.suites.items())
 
 
 def _settings(spec: RunSpec) -> str:
@@ -196,6 +194,7 @@ def _suite(config: StudyConfig, name: str) -> SuitePlan:
             for key, collection in suite_data(suite).items()
         },
         first_stage=suite.first_stage,
+        candidates=candidates_fingerprint(suite.first_stage, suite_data(suite)),
         depth=suite.rerank_depth,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from rich.console import Console
 
 from unimoer.config import RunSpec, StudyConfig
@@ -16,16 +17,17 @@ from unimoer.executors import Executor
 from unimoer.executors.local import LocalExecutor
 from unimoer.executors.progress import Progress
 from unimoer.files import write_text
-from unimoer.runs import Watch, execute, is_done
-from unimoer.runs.data import suite_data, training_data
+from unimoer.runs import is_done
+from unimoer.runs.data import forget, suite_data, training_data
 from unimoer.runs.evaluate import kind_of
-from unimoer.runs.folder import expected, locked
+from unimoer.runs.folder import check_same, expected, locked, write_spec
 from unimoer.schema import Plan, Results, write_record
 from unimoer.studies import find_study, summary
 from unimoer.studies.costs import describe_arms
 from unimoer.studies.evidence import read_evidence
 from unimoer.studies.freeze import decision_file, freeze
-from unimoer.studies.planning import plan_study, single_run, variants
+from unimoer.studies.planning import plan_study, variants
+from unimoer.studies.published import earlier_decision, earlier_results
 from unimoer.studies.study import Study
 from unimoer.studies.table import arms_table
 
@@ -38,17 +40,17 @@ def run_study(
     device: torch.device,
     command: str,
     console: Console,
-    text: str = "",
     amend: bool = False,
     executor: Executor | None = None,
 ) -> Plan:
     """Run or continue a study and write `plan.json`, `results.json` and, where it decides, `decision.json`.
 
-    `text` is the configuration as YAML, kept as `config.yaml` beside the results.
+    `config.yaml` beside them holds every setting, and can be run again.
 
     Raises:
         UserError: the folder is in use, its plan is another one, the data or the model is wrong, or training diverged.
     """
+    forget()
     config = study.prepare(config)
     # Before anything that takes time, and before there is a folder: a point of the study may be impossible.
     variants(config)
@@ -71,10 +73,18 @@ def run_study(
         for note in _left_out(config):
             console.print(note, highlight=False)
         write_record(folder / "plan.json", plan)
-        if text:
-            write_text(folder / "config.yaml", text)
-        jobs = [(spec, folder / "runs" / spec.folder) for spec in planned.runs]
-        todo = [(spec, place) for spec, place in jobs if not is_done(place, spec)]
+        content = config.model_dump(mode="json")
+        write_text(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        jobs: dict[Path, RunSpec] = {}
+        for spec in planned.runs:
+            # Variants may share runs.
+            jobs.setdefault(folder / "runs" / spec.folder, spec)
+        for place, spec in jobs.items():
+            if place.is_dir():
+                check_same(spec, place)
+                # Scores are read where this says: an amended plan may ask for less, or for what was done before.
+                write_spec(place, spec)
+        todo = [(spec, place) for place, spec in jobs.items() if not is_done(place, spec)]
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already done in {folder}", highlight=False)
         with Progress(console, workload([spec for spec, _ in todo])) as progress:
@@ -88,7 +98,8 @@ def write_results(folder: Path) -> tuple[Results, Path | None]:
     """Read a study's files and write `results.json`, `scores.json.gz` and the decision, each atomically.
 
     All are functions of the files read: a study that was killed and resumed ends in the same numbers as one that was
-    not. A decision under an amended plan has a file of its own.
+    not. A decision under an amended plan has a file of its own. Where the runs are not there, what only they can say
+    is kept: ceilings, costs, routing, provenance, conflicts of gradients.
     """
     evidence = read_evidence(folder)
     study = find_study(evidence.plan.declared.study)
@@ -111,22 +122,17 @@ def write_results(folder: Path) -> tuple[Results, Path | None]:
         points=found.points,
         provenance=summary.provenance(evidence),
     )
+    decision, target = found.decision, folder / decision_file(evidence.plan)
     if evidence.runs:
         evidence.scores.write(folder, evidence.metric)
+    else:
+        results = earlier_results(results, folder / "results.json")
+        decision = earlier_decision(decision, target)
     write_record(folder / "results.json", results)
-    if found.decision is None:
+    if decision is None:
         return results, None
-    target = folder / decision_file(evidence.plan)
-    write_record(target, found.decision)
+    write_record(target, decision)
     return results, target
-
-
-def run_single(config: StudyConfig, output: Path | None, *, device: torch.device, watch: Watch) -> tuple[RunSpec, Path]:
-    """Train and evaluate the one run of a configuration with one arm and one seed; returns it and its folder."""
-    spec = single_run(config, device)
-    folder = output or Path("runs") / spec.folder
-    execute(spec, folder, watch)
-    return spec, folder
 
 
 def workload(specs: Sequence[RunSpec]) -> dict[str, int]:

@@ -100,6 +100,7 @@ def test_every_run_leaves_what_the_design_names(finished: Path, experiment: Make
     assert {path.name for path in finished.iterdir()} == {
         ".lock",
         "plan.json",
+        "config.yaml",
         "results.json",
         "scores.json.gz",
         "decision.json",
