@@ -298,3 +298,8 @@ def test_whole_searches_leave_the_other_scores_what_they_are(experiment: Make) -
     assert first.train is not None
     model = first.train.model
     assert first.suites[0].key(first.key, model) == second.suites[0].key(second.key, model)
+
+
+def test_experiment_1_needs_something_to_compare(experiment: Make) -> None:
+    with pytest.raises(UserError, match="arms: experiment1 compares other joint arms with joint_single; add some"):
+        STUDIES["experiment1"].prepare(tiny.parsed(experiment()))
