@@ -17,3 +17,10 @@ def test_a_folder_of_that_name_is_not_the_configuration(call: Callable[..., obje
 def test_two_configurations_are_one_too_many(refused: Callable[..., str]) -> None:
     line = refused("run", "kill-gate", "--quick", "--config", "full")
     assert "--quick and --config full: the study's quick configuration, or one of your own" in line
+
+
+def test_points_of_a_study_are_not_dropped_silently(refused: Callable[..., str]) -> None:
+    one = ["--set", "arms=[joint_single]", "--set", "seeds=[1]"]
+    assert "scale_quick: variants: train makes one run" in refused("train", "scale_quick", *one)
+    line = refused("run", "kill-gate", "--config", "scale_quick")
+    assert "variants: a verdict is about one point, and there are 2; `unimoer run scale`" in line
