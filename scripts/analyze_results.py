@@ -1,4 +1,4 @@
-"""Rebuild the decision, tables, figures and report of an experiment folder.
+"""Rebuild the decision, tables, figures and report of a study's folder.
 
 The same as `unimoer analyze`, with the same options.
 """

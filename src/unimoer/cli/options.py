@@ -45,7 +45,7 @@ def find_config(name: str) -> Path:
         UserError: neither exists.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     shipped = {file.stem: file for file in config_folder().glob("*.yaml")}
     if name not in shipped:

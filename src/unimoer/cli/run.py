@@ -35,17 +35,20 @@ def run(
     The same command continues an interrupted study. Its plan is frozen at the first run.
     """
     from unimoer.config import load_config
+    from unimoer.errors import UserError
     from unimoer.executors import build_executor
-    from unimoer.executors.progress import duration
     from unimoer.model.backbone import resolve_device
     from unimoer.report.html import build_report
     from unimoer.report.terminal import summary
     from unimoer.studies import find_study
     from unimoer.studies.run import run_study
+    from unimoer.units import duration
 
     console = Console(markup=False, emoji=False)
     started = time.perf_counter()
     found = find_study(study)
+    if quick and config is not None:
+        raise UserError(f"--quick and --config {config}: the study's quick configuration, or one of your own")
     place = find_config(config or (found.quick if quick else found.config))
     changes = list(overrides or ())
     if arms is not None:

@@ -37,6 +37,11 @@ def train(
             f"{config}: {len(settings.arms)} arms and {len(settings.seeds)} seeds; train makes one run: "
             "add --set 'arms=[joint_single]' --set 'seeds=[42]', or use `unimoer run kill-gate`"
         )
+    if settings.variants:
+        raise UserError(
+            f"{config}: variants: train makes one run, and these are points of a study; use `unimoer run scale`, or a "
+            "file without them"
+        )
     # Of the processes that torchrun starts, the first one speaks.
     console = Console(markup=False, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
     spec = single_run(settings, resolve_device(device))

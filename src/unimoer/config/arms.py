@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -63,16 +64,17 @@ class ArmConfig(Strict):
             raise ValueError("experts and ranks: give the shares of the experts or their ranks, not both")
         if (self.router is None) != (self.experts is None and self.ranks is None):
             raise ValueError("experts and router belong together: give both or neither")
+        # A key may hold a whole part of the configuration.
+        keys = [*self.set, *_leaves(self.set)]
         bad = [key for key in self.set if not key.startswith(("training.", "model."))]
         if bad:
             raise ValueError(f"set: '{bad[0]}' is not of one arm; an arm may change keys of model and training")
-        heads = [key for key in self.set if f"{key}.".startswith("model.reranking.head.")]
-        if heads or "model.reranking" in self.set:
+        if any(f"{key}.".startswith("model.reranking.head.") for key in keys) or "model.reranking" in self.set:
             raise ValueError(
                 "set: 'model.reranking.head' is no difference between arms, whose specialists would have another; "
                 "change it for the whole configuration"
             )
-        exposure = [key for key in self.set if key.rpartition(".")[2] in _EXPOSURE or key in _SIZE]
+        exposure = [key for key in keys if key.rpartition(".")[2] in _EXPOSURE or key in _SIZE]
         if exposure:
             raise ValueError(
                 f"set: '{exposure[0]}' would give this arm other examples or another size than the others have; "
@@ -85,6 +87,15 @@ class ArmConfig(Strict):
         if not isinstance(self.router, LearnedRouterConfig) or self.router.frozen:
             return None
         return self.model_copy(update={"router": self.router.model_copy(update={"frozen": True})})
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the values in nested dictionaries."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 _EXPOSURE = ("steps", "batch_size", "negatives", "random_until", "accumulation")

@@ -32,6 +32,7 @@ def is_reference(system: str) -> bool:
 
 
 _VARIED = ("model", "training", "data", "custom_arms", "arms")
+"""Parts of a configuration that a point of a study may change."""
 
 SPECIALIST = {Task.EMBEDDING: "emb_only", Task.RERANKING: "rank_only"}
 JOINT = "joint_single"
@@ -98,11 +99,7 @@ class StudyConfig(Strict):
         for name, changes in variants.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"'{name}': letters, digits, points and dashes only")
-            bad = [
-                key
-                for key in changes
-                if key.partition(".")[0] not in ("model", "training", "data", "custom_arms", "arms")
-            ]
+            bad = [key for key in changes if key.partition(".")[0] not in _VARIED]
             if bad:
                 raise ValueError(f"{name}: '{bad[0]}' is the same for all points of a study")
         return variants

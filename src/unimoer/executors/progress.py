@@ -11,6 +11,7 @@ from rich.status import Status
 from rich.text import Text
 
 from unimoer.runs.events import Event
+from unimoer.units import duration
 
 PLAIN_EVERY = 20.0
 """Seconds between two plain lines of the same activity."""
@@ -57,16 +58,6 @@ class Clock:
         speed = sum(self._seconds.values()) / expected
         seen = {kind: self._seconds[kind] / units for kind, units in self._units.items() if units}
         return sum(units * seen.get(kind, _prior(kind) * speed) for kind, units in self.left.items() if units > 0)
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `3 min 20 s`, `1 h 05 min`."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
 class Progress:

@@ -20,6 +20,8 @@ from unimoer.runtime import favour_speed
 
 TRIES = 4
 """Of one run: a machine that kills every worker would otherwise be tried for ever."""
+LOST = ("RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError")
+"""What Ray raises for a worker that is gone: with its process, with its machine, or for want of memory."""
 POLL = 0.5
 """Seconds between two looks at the queue."""
 PATIENCE = 10.0
@@ -38,6 +40,10 @@ class RayExecutor:
         self._ray: Any = ray
 
     def run(self, jobs: Sequence[Job], watch: Watch) -> None:
+        for spec, _ in jobs:
+            if spec.device.startswith("cuda") and spec.resources.gpus == 0:
+                # Ray hides the GPUs from a task that asks for none.
+                raise UserError("--executor ray: runs on cuda must ask for a GPU; add --set resources.gpus=1")
         ray = self._ray
         ours = not ray.is_initialized()
         if ours:
@@ -87,9 +93,10 @@ class RayExecutor:
                     spec, folder, attempt = running.pop(reference)
                     try:
                         problem = ray.get(reference)
-                    except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
+                    except tuple(getattr(ray.exceptions, name) for name in LOST) as error:
                         if attempt == TRIES:
-                            raise UserError(f"{folder}: its worker was lost {TRIES} times: {_first(error)}") from None
+                            failed = UserError(f"{folder}: its worker was lost {TRIES} times: {_first(error)}")
+                            continue
                         watch(Event("note", f"{spec.arm} seed {spec.seed}: its worker was lost; another goes on"))
                         waiting.insert(0, (spec, folder, attempt + 1))
                         continue

@@ -33,16 +33,16 @@ class StudyFolder:
     @classmethod
     def read(cls, folder: Path) -> StudyFolder:
         """Raises UserError in one line for a missing or broken file."""
-        decision = folder / "decision.json"
-        return cls(
-            folder,
-            read_record(Results, folder / "results.json", "`unimoer analyze` writes it from a finished study"),
-            read_record(Decision, decision) if decision.exists() else None,
-            sorted(
-                (read_record(Decision, path) for path in folder.glob("decision-*.json")),
-                key=lambda amended: [amendment.time for amendment in amended.amendments],
-            ),
+        results = read_record(Results, folder / "results.json", "`unimoer analyze` writes it from a finished study")
+        amended = sorted(
+            (read_record(Decision, path) for path in folder.glob("decision-*.json")),
+            key=lambda decision: [amendment.time for amendment in decision.amendments],
         )
+        first = folder / "decision.json"
+        if first.exists():
+            return cls(folder, results, read_record(Decision, first), amended)
+        # A plan that was changed before its runs were done: its own decision was never made.
+        return cls(folder, results, amended[0] if amended else None, amended[1:])
 
     @property
     def metric(self) -> str:

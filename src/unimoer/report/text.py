@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unimoer import units
 from unimoer.schema import Cell, Interval
 
 MINUS = "−"
@@ -55,15 +56,7 @@ def p_value(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `3 min 20 s`, `1 h 05 min`."""
-    if seconds is None:
-        return MISSING
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+    return MISSING if seconds is None else units.duration(seconds)
 
 
 def count(value: float | None) -> str:

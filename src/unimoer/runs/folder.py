@@ -93,7 +93,9 @@ def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:
-    """Raises: UserError when the folder holds another run; its name alone does not tell, `--output` may have set it."""
+    """Raises: UserError when the folder holds another run, or a whole study; `--output` may have named any."""
+    if (folder / "plan.json").exists():
+        raise UserError(f"{folder}: holds a study, whose files a run would replace; choose another --output")
     if (folder / "env.json").exists():
         found = read_record(Environment, folder / "env.json").key
         if found != spec.key:

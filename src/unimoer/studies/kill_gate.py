@@ -24,6 +24,16 @@ def check(config: StudyConfig) -> None:
         )
 
 
+def check_verdict(config: StudyConfig) -> None:
+    """Raises: UserError when there is not exactly one point to decide on."""
+    check(config)
+    if len(config.variants) > 1:
+        raise UserError(
+            f"variants: a verdict is about one point, and there are {len(config.variants)}; `unimoer run scale` "
+            "estimates them all"
+        )
+
+
 def families(config: StudyConfig, collections: Sequence[str]) -> Families:
     """The two tasks; and, where there are other joint arms, each of them against the shared LoRA."""
     others = [arm for arm in config.arms if arm != JOINT and set(config.arm(arm).tasks) == set(Task)]
@@ -44,7 +54,7 @@ STUDY = Study(
     quick="quick",
     estimate=estimate,
     families=families,
-    check=check,
+    check=check_verdict,
     starts=True,
     sections=(
         "verdict",

@@ -56,6 +56,8 @@ def test_every_schedule_and_every_router_has_an_arm() -> None:
         ({"set": {"seeds": [1]}}, "set: 'seeds' is not of one arm"),
         ({"set": {"model.reranking.head": "cosine"}}, "set: 'model.reranking.head' is no diff"),
         ({"set": {"model.reranking": {}}}, "set: 'model.reranking.head' is no difference"),
+        ({"set": {"training.embedding": {"steps": 9}}}, "set: 'training.embedding.steps' would give .* other examples"),
+        ({"set": {"training.optimizer": {"accumulation": 2}}}, "set: 'training.optimizer.accumulation' would give"),
         ({"schedule": "joint"}, "schedule"),
         ({"mode": "joint_single"}, "mode"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from unimoer.executors import progress as module
-from unimoer.executors.progress import PRIOR, Clock, Progress, duration
+from unimoer.executors.progress import PRIOR, Clock, Progress
 
 
 def test_nothing_is_known_before_anything_is_done() -> None:
@@ -47,21 +47,6 @@ def test_the_estimate_is_never_negative(done: list[tuple[str, float]], units: in
     remaining = clock.remaining()
     assert (remaining is None) == (not done)
     assert remaining is None or remaining >= 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0 s"),
-        (48.4, "48 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3599.7, "1 h 00 min"),
-        (3900, "1 h 05 min"),
-    ],
-)
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_without_a_terminal_there_are_plain_lines_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +116,16 @@ def test_a_changed_criterion_is_announced_with_time_and_both_verdicts(studies: G
     ]
     assert lead_of(study)[1] == "PASS", "the decision declared first stays the decision"
     assert notices(studies("pass")) == []
+
+
+def test_a_plan_that_was_changed_before_it_was_done_has_the_decision_that_was_made(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folders("amended"), tmp_path / "study")
+    (copy / "decision.json").unlink()
+    study = StudyFolder.read(copy)
+    assert lead_of(study)[1] == "MARGINAL"
+    assert notices(study) == ["Changed after the first run, on 2025-06-02T09:30:00+00:00: criterion.pass_at: 2 -> 7."]
 
 
 def test_the_criterion_says_when_it_was_frozen_and_one_seed_is_a_caution(studies: Get) -> None:

@@ -94,3 +94,11 @@ def test_options_change_the_suite_of_a_run(experiment: Make, tmp_path: Path) -> 
     assert (own.rerank_depth, own.queries, own.split) == (8, 8, "test")
     other = suite_of(tmp_path / "run", None, None, SuiteConfig(rerank_depth=5, split="train"))
     assert (other.rerank_depth, other.queries, other.split) == (5, 8, "train")
+
+
+def test_a_run_does_not_write_into_the_folder_of_a_study(experiment: Make, tmp_path: Path) -> None:
+    """Both have a `config.yaml`."""
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a study, whose files a run would replace; choose another --output"):
+        execute(single_run(tiny.parsed(experiment(arms=["emb_only"])), tiny.CPU), tmp_path)
+    assert not (tmp_path / "config.yaml").exists()
