@@ -165,7 +165,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path}: lacks '{field}'")
     active = description.get("active_ranks", {})
     if not isinstance(active, dict) or not all(isinstance(ranks, int) for ranks in active.values()):
-        raise UserError(f"{path}: 'active_ranks' is no number of ranks by expert")
+        raise UserError(f"{path}: 'active_ranks' is not a number of ranks for each expert")
     return {**description, "active_ranks": active, "model": parse_model(description["model"], str(path))}
 
 

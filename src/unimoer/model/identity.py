@@ -44,3 +44,8 @@ def _sampled(file: Path) -> bytes:
             stream.seek(start)
             parts.append(stream.read(_SAMPLE))
     return b"".join(parts)
+
+
+def forget() -> None:
+    """Look at the files again: a base may have changed since."""
+    _identity.cache_clear()

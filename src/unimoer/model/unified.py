@@ -1,4 +1,4 @@
-"""`UnifiedModel`: one frozen decoder with adapters, and a way out for each task."""
+"""`UnifiedModel`: one frozen decoder with adapters, which embeds texts and scores pairs."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from unimoer.config import DataConfig, SuiteConfig
 from unimoer.data.prepare import TrainingDomain, prepare
 from unimoer.evaluation.first_stage import bm25_run, shared_candidates
 from unimoer.evaluation.suites import Collection, load_suite
+from unimoer.model import identity
 from unimoer.types import Run
 
 # Under their JSON: configurations hold dictionaries, which have no hash.
@@ -36,6 +37,7 @@ def forget() -> None:
     """Read everything anew at its next use: files may have changed since, in a process that lives long."""
     for cached in (_training_data, _suite_data, _bm25, _candidates):
         cached.cache_clear()
+    identity.forget()
 
 
 @lru_cache(maxsize=2)

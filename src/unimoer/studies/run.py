@@ -21,6 +21,7 @@ from unimoer.runs import is_done
 from unimoer.runs.data import forget, suite_data, training_data
 from unimoer.runs.evaluate import kind_of
 from unimoer.runs.folder import check_same, expected, locked, write_spec
+from unimoer.runs.identity import precision
 from unimoer.schema import Plan, Results, write_record
 from unimoer.studies import find_study, summary
 from unimoer.studies.costs import describe_arms
@@ -30,6 +31,7 @@ from unimoer.studies.planning import plan_study, variants
 from unimoer.studies.published import earlier_decision, earlier_results
 from unimoer.studies.study import Study
 from unimoer.studies.table import arms_table
+from unimoer.training.probe import estimate_probe_bytes
 
 
 def run_study(
@@ -70,7 +72,7 @@ def run_study(
             raise
         for table in arms_table(planned.declared.arms):
             console.print(table)
-        for note in _left_out(config):
+        for note in [*_left_out(config), *_probe(config, device)]:
             console.print(note, highlight=False)
         write_record(folder / "plan.json", plan)
         content = config.model_dump(mode="json")
@@ -165,3 +167,12 @@ def _left_out(config: StudyConfig) -> list[str]:
                 )
     # Once, where a data set is trained on and evaluated on.
     return list(dict.fromkeys(lines))
+
+
+def _probe(config: StudyConfig, device: torch.device) -> list[str]:
+    """What the gradient probe will need, where that is much: it comes at the first step of the joint run."""
+    if not config.training.probe.every or not any(len(config.arm(arm).tasks) > 1 for arm in config.arms):
+        return []
+    size = 2 if precision(config.model, device) == "bfloat16" else 4
+    needed = estimate_probe_bytes(config.model, config.training, size) / 2**30
+    return [f"gradient probe: up to {needed:.1f} GiB beside the model, where texts are long"] if needed >= 1 else []
