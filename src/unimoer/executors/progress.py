@@ -100,9 +100,9 @@ class Progress:
             return
         now = time.monotonic()
         if title != self._last_title or now - self._last_time >= PLAIN_EVERY:
-            self.console.print(f"{title} · {detail}{tail}", highlight=False, markup=False, emoji=False)
+            self.console.print(f"{title} · {detail}{tail}", highlight=False, markup=False, emoji=False, soft_wrap=True)
             self._last_title, self._last_time = title, now
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, markup=False, emoji=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
