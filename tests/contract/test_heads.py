@@ -33,8 +33,10 @@ every = pytest.mark.parametrize("name", list(HEADS))
 
 
 def build(base: Path, name: HeadName, **changes: Any) -> UnifiedModel:
-    settings: dict[str, Any] = {"reranking": {"pooling": "last", "head": name}, "embedding": {"pooling": "last"}}
-    return tiny.build(base, prompts=PROMPTS, **settings, **changes)
+    pooling = "mean" if HEADS[name].two_parts else "last"
+    settings: dict[str, Any] = {"reranking": {"pooling": pooling, "head": name}, "embedding": {"pooling": "last"}}
+    pair = {"pair": "<|im_start|>{query}<|im_end|>{document}"} if HEADS[name].two_parts else {}
+    return tiny.build(base, prompts=PROMPTS | pair, **settings, **changes)
 
 
 def test_every_kind_has_a_class_and_every_name_a_kind() -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import tiny
-from unimoer.evaluation.evaluate import rank
+from unimoer.config import CollectionConfig
+from unimoer.evaluation.evaluate import System, rank
 from unimoer.evaluation.rerank import cut, rerank
+from unimoer.evaluation.suites import Collection
 from unimoer.types import Document, RetrievalDataset, Task
 
 CORPUS = {"a": Document("the red kettle"), "b": Document("a pond", "garden"), "c": Document("the old fence")}
@@ -42,10 +44,11 @@ def test_queries_without_candidates_stay_in_the_run(base: Path) -> None:
 
 
 def test_every_arm_ranks_the_same_list(base: Path) -> None:
-    """Two models and BM25, the depth applied by BM25's order and not by the model's."""
-    models = [None, tiny.build(base), tiny.build(base, noise=0.3, seed=5)]
-    runs = [rank(model, DATASET, QUERIES, CANDIDATES, Task.RERANKING, depth=2) for model in models]
+    """Two models, BM25 and a random order, the depth applied by BM25's order and not by the model's."""
+    collection = Collection("toy", CollectionConfig(source="toy"), "test", DATASET, {q: {"a": 1} for q in QUERIES})
+    systems: list[System] = ["bm25", tiny.build(base), tiny.build(base, noise=0.3, seed=5), "random"]
+    runs = [rank(system, collection, CANDIDATES, Task.RERANKING, depth=2) for system in systems]
     for run in runs:
         assert {query: set(scores) for query, scores in run.items()} == {"q1": set("ac"), "q2": set("ab"), "q3": set()}
     assert runs[0]["q2"] == {"b": 2.0, "a": 1.0}
-    assert rank(None, DATASET, QUERIES, CANDIDATES, Task.EMBEDDING, depth=2) == CANDIDATES
+    assert rank("bm25", collection, CANDIDATES, Task.EMBEDDING, depth=2) == CANDIDATES

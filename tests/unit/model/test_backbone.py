@@ -113,9 +113,9 @@ def test_an_embedded_model_is_converted_once(
     gguf = tiny.write_gguf(bases("qwen2"), tmp_path / "tiny.gguf")
     asked: list[Path] = []
     monkeypatch.setitem(backbone.EMBEDDED, "tiny", lambda: asked.append(gguf) or gguf)
-    fingerprints = {tiny.build("embedded:tiny").fingerprint() for _ in range(2)}
+    fingerprints = {fingerprint(tiny.build("embedded:tiny")) for _ in range(2)}
     assert asked == [gguf]
-    assert fingerprints == {tiny.build(bases("qwen2")).fingerprint()}
+    assert fingerprints == {fingerprint(tiny.build(bases("qwen2")))}
 
 
 def test_an_embedded_model_under_terms_is_refused_until_they_are_accepted(

@@ -360,14 +360,14 @@ def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None
     after = snapshot(copy / "runs")
     scored = {name: found for name, found in before.items() if "/eval/" in name}
     assert {name: after[name] for name in scored} == scored, "what is there is not done again"
-    both, alone = {"embedding", "fused"}, {"reranking"}
+    both, fused = {"embedding", "reranking"}, {"fused", "blended", "search"}
     expected = {
-        "bm25-s0": {"embedding"} | alone,
-        "random-s0": {"embedding"} | alone,
-        "untrained-s1": both | alone | {"search"},
-        "emb_only-s1": both,
-        "rank_only-s1": alone,
-        "joint_single-s1": both | alone | {"search"},
+        "bm25-s0": both,
+        "random-s0": both,
+        "untrained-s1": both,
+        "emb_only-s1": {"embedding", "fused"},
+        "rank_only-s1": {"reranking", "blended"},
+        "joint_single-s1": both | fused,
     }
     for spec in specs(content):
         [suite] = spec.suites
