@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from unittest import mock
 
 import gguf
 import torch
+from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM as Causal
@@ -34,7 +36,7 @@ from unimoer.config import ModelConfig, StudyConfig, TrainSpec, parse_config
 from unimoer.data.collate import Collator, pad
 from unimoer.data.prepare import TrainingDomain, prepare
 from unimoer.model.unified import UnifiedModel
-from unimoer.studies import planning
+from unimoer.studies import find_study, planning, run
 from unimoer.training import setup
 from unimoer.training.loop import train
 from unimoer.training.parallel import ALONE, Group
@@ -395,3 +397,11 @@ def write_gguf(base: Path, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def run_study(content: dict[str, Any], folder: Path, study: str = "kill-gate", **options: Any) -> str:
+    """A whole study in this process; returns what it printed."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    run.run_study(find_study(study), parsed(content), folder, device=CPU, command="test", console=console, **options)
+    return printed.getvalue()

@@ -30,6 +30,13 @@ def evaluate(
     queries: Annotated[int | None, typer.Option(min=1, help="Sample this many queries.")] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="Sample the corpus down to this many.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go [default: the run's own folder].")] = None,
+    trec: Annotated[
+        Path | None,
+        typer.Option(help="Also write the run's own rankings here, as TASK/COLLECTION.trec: to mine or rerank from."),
+    ] = None,
+    references: Annotated[
+        bool, typer.Option(help="Evaluate BM25, a random order and the untrained base as well.")
+    ] = True,
     device: Device = "auto",
 ) -> None:
     """Evaluate a run on data it may never have seen, beside BM25, a random order and its own untrained base.
@@ -54,6 +61,8 @@ def evaluate(
             output=output,
             device=resolve_device(device),
             watch=progress.take,
+            references=references,
+            trec=trec,
         )
     table = Table(title=Text(f"{run}"), title_justify="left", box=None, pad_edge=False)
     for column in ("data set", "task", "system"):

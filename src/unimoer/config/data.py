@@ -68,7 +68,10 @@ class DomainConfig(Strict):
     documents: int | None = Field(None, ge=1)
     """Keep every document judged in the split and sample others up to this many; all when empty."""
     mine_negatives: bool = True
-    """Mine hard negatives with BM25, after those that the data set itself brings."""
+    """Mine hard negatives, with BM25 or from the run below, after those that the data set itself brings."""
+    negatives_run: str | None = None
+    """A TREC run file of the training queries to mine from in place of BM25: any engine's, or an earlier model's own,
+    which `unimoer evaluate RUN --data SOURCE --split train --trec FOLDER` writes."""
     split_identifiers: bool = False
     """Let BM25 split camelCase and snake_case words (code)."""
     instruction: str | None = None

@@ -53,8 +53,8 @@ class SuiteConfig(Strict):
     rerank_depth: int = Field(100, ge=1)
     """Candidates a query; of `bm25` and run files the same list for every arm."""
     whole_search: bool = False
-    """Measure more than the two tasks alone: vectors fused with BM25, the reranked order fused with the order it was
-    given, and, of one model for both, the fused search reranked by it."""
+    """At a run's end, measure more than the two tasks alone: vectors fused with BM25, the reranked order fused with the
+    order it was given, and, of one model for both, the fused search reranked by it."""
 
 
 class EvaluationConfig(Strict):

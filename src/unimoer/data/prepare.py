@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from unimoer.config import DataConfig, DomainConfig
 from unimoer.data.formats import judged, load_dataset
 from unimoer.data.held_out import held_out, training_corpus
 from unimoer.data.negatives import judged_negatives, mine_cached
 from unimoer.data.subset import subset
+from unimoer.data.trec import read_trec
 from unimoer.errors import UserError, did_you_mean
-from unimoer.types import Example, RetrievalDataset
+from unimoer.types import Example, RetrievalDataset, Run
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,15 @@ class TrainingDomain:
     """Queries that have no relevant document and are left out."""
     held_out: int = 0
     """Documents that only other splits ask for."""
+    mined_from: str = ""
+    """SHA-256 of the run file that negatives were mined from; empty for BM25."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that training reads."""
+        if not self.mined_from:
+            return self.dataset.fingerprint
+        return hashlib.sha256(f"{self.dataset.fingerprint}|{self.mined_from}".encode()).hexdigest()
 
 
 def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> TrainingDomain:
@@ -48,7 +60,9 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
     dataset = subset(shown, queries={config.split: config.queries}, documents=config.documents, seed=data.sample_seed)
     left_out = len(full.split(config.split)) - len(judged(full, config.split))
     hidden = held_out(full, config.split).held_out
-    return TrainingDomain(name, config, dataset, _examples(name, dataset, config, data), left_out, hidden)
+    run, mined_from = _given_run(name, dataset, config)
+    examples = _examples(name, dataset, config, data, run)
+    return TrainingDomain(name, config, dataset, examples, left_out, hidden, mined_from)
 
 
 def prepare(data: DataConfig) -> dict[str, TrainingDomain]:
@@ -56,11 +70,32 @@ def prepare(data: DataConfig) -> dict[str, TrainingDomain]:
     return {name: prepare_domain(name, config, data) for name, config in data.domains.items()}
 
 
-def _examples(name: str, dataset: RetrievalDataset, config: DomainConfig, data: DataConfig) -> tuple[Example, ...]:
+def _given_run(name: str, dataset: RetrievalDataset, config: DomainConfig) -> tuple[Run | None, str]:
+    """The run to mine from, without documents that training may not show, and its hash; None for BM25."""
+    if config.negatives_run is None or not config.mine_negatives:
+        return None, ""
+    path = Path(config.negatives_run).expanduser()
+    run = {
+        query: {document: score for document, score in scores.items() if document in dataset.corpus}
+        for query, scores in read_trec(path).items()
+    }
+    queries = judged(dataset, config.split)
+    lacking = [query for query in queries if not run.get(query)]
+    if lacking:
+        raise UserError(
+            f"data.domains.{name}.negatives_run: {path}: no documents for {len(lacking)} of {len(queries)} queries of "
+            f"split '{config.split}', such as '{lacking[0]}'; rank that split's queries over this corpus"
+        )
+    return run, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _examples(
+    name: str, dataset: RetrievalDataset, config: DomainConfig, data: DataConfig, run: Run | None
+) -> tuple[Example, ...]:
     mined: Mapping[str, list[str]] = {}
     if config.mine_negatives:
         negatives = data.negatives.model_copy(update={"split_identifiers": config.split_identifiers})
-        mined = mine_cached(dataset, config.split, config=negatives)
+        mined = mine_cached(dataset, config.split, scorer=run, config=negatives)
     given = judged_negatives(dataset, config.split)
     examples = []
     for query, grades in judged(dataset, config.split).items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from unimoer.data.trec import write_trec
 from unimoer.evaluation import reference
 from unimoer.evaluation.first_stage import is_shared, random_run, random_search, search_depth
 from unimoer.evaluation.measures import Measure
-from unimoer.evaluation.metrics import ceiling, drop_identical, evaluate_run, mean, write_trec
+from unimoer.evaluation.metrics import ceiling, drop_identical, evaluate_run, mean
 from unimoer.evaluation.reference import ReferenceEncoder
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.evaluation.search import search

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unimoer.data.bm25 import BM25
+from unimoer.data.trec import read_trec
 from unimoer.errors import UserError
-from unimoer.evaluation.metrics import read_trec
 from unimoer.evaluation.suites import Collection
 from unimoer.types import Run
 

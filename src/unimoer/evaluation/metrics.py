@@ -1,4 +1,4 @@
-"""Retrieval metrics per query, the ceiling of a candidate list, and TREC run files.
+"""Retrieval metrics per query, and the ceiling of a candidate list.
 
 The numbers are trec_eval's, computed by pytrec_eval, with the two choices that trec_eval leaves to its caller made
 once, here: which queries count, and where the reciprocal rank is cut.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import pytrec_eval
 
+from unimoer.data.trec import finite
 from unimoer.errors import UserError, did_you_mean
-from unimoer.files import write_text
 from unimoer.types import Qrels, Run
 
 METRICS = ("ndcg@10", "map", "mrr@10", "recall@100")
@@ -44,7 +43,7 @@ def evaluate_run(qrels: Qrels, run: Run, metrics: Sequence[str] = METRICS) -> Pe
         for query, grades in qrels.items()
         if any(grade > 0 for grade in grades.values())
     }
-    ranked = {query: _finite(query, run[query]) for query in judged if run.get(query)}
+    ranked = {query: finite(query, run[query]) for query in judged if run.get(query)}
     names = {name if name == "map" or name == "recip_rank" else f"{name}.{cut}" for name, cut in cuts.values()}
     scored = pytrec_eval.RelevanceEvaluator(judged, names).evaluate(ranked) if judged and names else {}
 
@@ -100,56 +99,6 @@ def drop_identical(run: Run) -> dict[str, dict[str, float]]:
     }
 
 
-def write_trec(run: Run, path: Path, tag: str) -> None:
-    """Write `query Q0 document rank score tag` lines, best first, atomically; scores survive the round trip exactly.
-
-    Raises UserError for an id with white space, which the format cannot hold, and for a file that cannot be written.
-    """
-    tag = "-".join(tag.split()) or "run"
-    lines: list[str] = []
-    for query, documents in run.items():
-        scores = _finite(query, documents)
-        order = sorted(scores, key=lambda document: (scores[document], document.encode()), reverse=True)
-        for rank, document in enumerate(order, start=1):
-            for name in (query, document):
-                if name.split() != [name]:
-                    raise UserError(f"{path}: the id {name!r} has white space; TREC run files cannot hold it")
-            lines.append(f"{query} Q0 {document} {rank} {scores[document]!r} {tag}\n")
-    write_text(path, "".join(lines))
-
-
-def read_trec(path: Path) -> dict[str, dict[str, float]]:
-    """Read a TREC run file. The rank column is ignored, as trec_eval ignores it: the scores decide.
-
-    Raises UserError that names the file and line for a missing file, a broken line, or a document listed twice.
-    """
-    run: dict[str, dict[str, float]] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such run file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        fields = line.split()
-        if len(fields) != 6:
-            raise UserError(f"{path}:{number}: expected 'query Q0 document rank score tag', found {len(fields)} fields")
-        query, _, document, _, score, _ = fields
-        try:
-            value = float(score)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise UserError(f"{path}:{number}: the score {score!r} is not a finite number")
-        documents = run.setdefault(query, {})
-        if document in documents:
-            raise UserError(f"{path}:{number}: document {document!r} is listed twice for query {query!r}")
-        documents[document] = value
-    return run
-
-
 def _parse(metric: str) -> tuple[str, int]:
     """pytrec_eval's measure name and the cut-off (0: none) of one of our metric names."""
     if metric == "map":
@@ -167,12 +116,3 @@ def _read(values: Mapping[str, float], name: str, cut: int) -> float:
         rank = values[name]
         return rank if rank > 1.0 / (cut + 0.5) else 0.0
     return values[name if name == "map" else f"{name}_{cut}"]
-
-
-def _finite(query: str, documents: Mapping[str, float]) -> dict[str, float]:
-    # pytrec_eval takes only Python floats, and ranks NaN somewhere without a word.
-    scores = {document: float(score) for document, score in documents.items()}
-    for document, score in scores.items():
-        if not math.isfinite(score):
-            raise ValueError(f"query {query!r}, document {document!r}: the score is {score}")
-    return scores

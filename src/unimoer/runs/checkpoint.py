@@ -11,7 +11,7 @@ import torch
 from unimoer.config import BM25, RANDOM, UNTRAINED, CollectionConfig, ModelConfig, RunSpec, SuiteConfig, SuiteSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.suites import list_collections
-from unimoer.files import write_json
+from unimoer.files import write_json, write_text
 from unimoer.model.checkpoint import load_model, read_description
 from unimoer.model.identity import base_identity
 from unimoer.model.unified import UnifiedModel
@@ -61,10 +61,13 @@ def evaluate_checkpoint(
     output: Path | None,
     device: torch.device,
     watch: Watch,
+    references: bool = True,
+    trec: Path | None = None,
 ) -> list[EvaluationSummary]:
-    """Evaluate BM25, a random order, the untrained base and the checkpoint; what is there already is read.
+    """Evaluate the checkpoint, and beside it BM25, a random order and the untrained base; what is there is read.
 
-    Scores lie at `OUTPUT/<system>/eval/...`; without `output`, below the run itself.
+    Scores lie at `OUTPUT/<system>/eval/...`; without `output`, below the run itself. The checkpoint's own rankings are
+    also written to `trec`, as `TASK/COLLECTION.trec`.
 
     Raises:
         UserError: no checkpoint, wrong data, no judged query, or a task that the run was not trained for.
@@ -85,8 +88,14 @@ def evaluate_checkpoint(
     seed = spec.seed if spec is not None else 0
     found: list[EvaluationSummary] = []
     root = output or (place or folder) / "extra"
-    for arm in (RANDOM, BM25, UNTRAINED, spec.arm if spec is not None else TRAINED):
+    own = spec.arm if spec is not None else TRAINED
+    for arm in (*((RANDOM, BM25, UNTRAINED) if references else ()), own):
         found += _system(arm, seed, model, folder, named, root / arm, device, watch)
+    if trec is not None:
+        for one in found:
+            if one.arm == own:
+                [ranking] = (root / own).glob(f"eval/extra-{one.key}/final/{one.dataset}/{one.task}/run.trec")
+                write_text(trec / one.task / f"{one.dataset}.trec", ranking.read_text(encoding="utf-8"))
     write_json(root / "suite.json", suite.model_dump(mode="json"))
     return sorted(found, key=lambda one: (one.dataset, one.task))
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unimoer.config import RunSpec, SuiteSpec
+from unimoer.data.trec import read_trec
 from unimoer.evaluation.evaluate import System, above, rank, write_evaluation
 from unimoer.evaluation.first_stage import is_shared
 from unimoer.evaluation.fusion import fuse
 from unimoer.evaluation.measures import Measure
-from unimoer.evaluation.metrics import drop_identical, read_trec
+from unimoer.evaluation.metrics import drop_identical
 from unimoer.evaluation.rerank import cut
 from unimoer.evaluation.suites import Collection
 from unimoer.model.unified import UnifiedModel

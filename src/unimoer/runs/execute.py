@@ -115,7 +115,7 @@ def _trained(
         return model
     watch(Event("say", name, "preparing data"))
     domains = data.training_data(settings.data)
-    found = {name: domain.dataset.fingerprint for name, domain in domains.items()}
+    found = {name: domain.fingerprint for name, domain in domains.items()}
     check_content("data.domains", found, settings.fingerprints)
     base = settings.model.base
     check_content("model.base", {base: base_identity(settings.model)}, {base: settings.base})

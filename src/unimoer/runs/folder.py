@@ -87,8 +87,10 @@ def expected(folder: Path, spec: RunSpec) -> Iterator[Wanted]:
     for suite in spec.suites:
         for moment, step in moments(spec):
             root = evaluation_folder(folder, spec, suite.name, moment)
+            # A search is made of a finished model; on the way only the two tasks are followed.
+            whole = suite.suite.whole_search and served and step is None
             for name in suite.fingerprints:
-                for measure in measures(suite.tasks, whole=suite.suite.whole_search and served):
+                for measure in measures(suite.tasks, whole=whole):
                     yield Wanted(suite.name, moment, step, name, measure, root / name / measure.value)
 
 

@@ -146,7 +146,7 @@ def train_spec(config: StudyConfig, arm: str, seed: int, device: torch.device) -
         model=model,
         base=base_identity(model),
         data=config.data,
-        fingerprints={name: domain.dataset.fingerprint for name, domain in training_data(config.data).items()},
+        fingerprints={name: domain.fingerprint for name, domain in training_data(config.data).items()},
         training=training,
         dtype=dtype,
         device=cast("Literal['cpu', 'cuda', 'mps']", device.type),
@@ -178,7 +178,7 @@ def _domains(points: Mapping[str, StudyConfig]) -> dict[str, DomainPlan]:
                 source=domain.config.source,
                 documents=len(domain.dataset.corpus),
                 queries=len(domain.examples),
-                fingerprint=domain.dataset.fingerprint,
+                fingerprint=domain.fingerprint,
                 held_out=domain.held_out,
                 notes=domain.dataset.notes,
             )

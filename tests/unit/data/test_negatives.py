@@ -12,7 +12,7 @@ from unimoer.config import NegativesConfig
 from unimoer.data import negatives
 from unimoer.data.bm25 import BM25
 from unimoer.data.negatives import judged_negatives, mine, mine_cached
-from unimoer.evaluation.metrics import read_trec, write_trec
+from unimoer.data.trec import read_trec, write_trec
 from unimoer.types import Document, RetrievalDataset
 
 CORPUS = {f"d{number}": Document(f"text {number}") for number in range(8)}

@@ -10,6 +10,7 @@ import pytest
 from unimoer.config import DataConfig
 from unimoer.data import write_beir
 from unimoer.data.prepare import TrainingDomain, prepare
+from unimoer.data.trec import write_trec
 from unimoer.errors import UserError
 from unimoer.types import Document, RetrievalDataset
 
@@ -68,6 +69,31 @@ def test_negatives_that_the_data_brings_come_before_mined_ones(tmp_path: Path) -
     assert set(example.negative_ids[2:]) == {"d2", "d3"}
     [unmined] = prepared(data, mine_negatives=False).examples
     assert unmined.negative_ids == ("d5", "d4")
+
+
+def test_negatives_mined_from_a_run(tmp_path: Path) -> None:
+    """In its order, without what training may not show; another run is other training data."""
+    data = own(tmp_path, {"train": {"q": {"d0": 1}}, "test": {"t": {"d1": 1}}})
+    ranked = {"d1": 0.9, "d5": 0.8, "d0": 0.7, "d4": 0.5, "d2": 0.1}
+    write_trec({"q": ranked, "t": {"d1": 1.0}}, tmp_path / "own.trec", "engine")
+    plain, domain = prepared(data), prepared(data, negatives_run=str(tmp_path / "own.trec"))
+    assert domain.examples[0].negative_ids == ("d5", "d4", "d2")
+    assert domain.dataset.fingerprint == plain.fingerprint != domain.fingerprint
+    limit = {"strategy": "percent_pos", "percent": 0.8}
+    [example] = prepared(data, limit, negatives_run=str(tmp_path / "own.trec")).examples
+    assert example.negative_ids == ("d4", "d2"), "nearer than 80% of the positive's score"
+    write_trec({"q": {**ranked, "d2": 0.6}}, tmp_path / "other.trec", "engine")
+    assert prepared(data, negatives_run=str(tmp_path / "other.trec")).fingerprint != domain.fingerprint
+
+
+def test_a_run_of_other_queries_is_no_source_of_negatives(tmp_path: Path) -> None:
+    data = own(tmp_path, {"train": {"q": {"d0": 1}, "p": {"d2": 1}}, "test": {"t": {"d1": 1}}})
+    write_trec({"p": {"d2": 1.0}, "t": {"d1": 1.0}}, tmp_path / "test.trec", "engine")
+    wrong = r"kitchen\.negatives_run: .*test\.trec: no documents for 1 of 2 queries of split 'train', such as 'q'; rank"
+    with pytest.raises(UserError, match=wrong):
+        prepared(data, negatives_run=str(tmp_path / "test.trec"))
+    with pytest.raises(UserError, match=r"absent\.trec: no such run file"):
+        prepared(data, negatives_run=str(tmp_path / "absent.trec"))
 
 
 def test_a_split_that_is_missing_or_empty_is_named(data: dict[str, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import tiny
 from unimoer.config import SuiteConfig
 from unimoer.data import write_beir
 from unimoer.data.embedded import DOMAINS
+from unimoer.data.trec import write_trec
 from unimoer.errors import UserError
 from unimoer.evaluation.first_stage import (
     bm25_run,
@@ -19,7 +20,6 @@ from unimoer.evaluation.first_stage import (
     random_search,
     shared_candidates,
 )
-from unimoer.evaluation.metrics import write_trec
 from unimoer.evaluation.suites import Collection, list_collections, load_suite
 from unimoer.types import Document, RetrievalDataset
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import tiny
-from unimoer.config import CollectionConfig, RunSpec, SuiteConfig
+from unimoer.config import CollectionConfig, DataConfig, DomainConfig, RunSpec, SuiteConfig
+from unimoer.data.prepare import prepare
+from unimoer.data.trec import read_trec
 from unimoer.errors import UserError
 from unimoer.files import read_json
 from unimoer.runs import execute, ignore, read_spec
@@ -54,6 +56,23 @@ def test_on_data_of_ones_own(joint: Path, data: dict[str, Path], tmp_path: Path)
     assert evaluated(run, suite, tasks=(Task.EMBEDDING,)) == found
     assert {path: path.stat().st_mtime_ns for path in (run / "extra").rglob("metrics.json")} == written
     assert {path.name for path in run.iterdir()} == {path.name for path in joint.iterdir()} | {"extra"}
+
+
+def test_its_rankings_as_files_to_mine_and_rerank_from(joint: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    """Of the checkpoint alone, for queries of any split."""
+    suite = suite_of(joint, [str(data["garden"])], None, SuiteConfig(split="train", rerank_depth=4))
+    found = evaluated(joint, suite, output=tmp_path / "scores", trec=tmp_path / "ranked", references=False)
+    assert {one.arm for one in found} == {"joint_single"}
+    lists = {task: read_trec(tmp_path / "ranked" / task / "garden.trec") for task in Task}
+    assert all(len(queries) == 60 for queries in lists.values())
+    assert {len(documents) for documents in lists[Task.EMBEDDING].values()} == {30}
+    assert {len(documents) for documents in lists[Task.RERANKING].values()} == {4}
+    domain = DomainConfig(
+        source=str(data["garden"]), negatives_run=str(tmp_path / "ranked" / "embedding" / "garden.trec")
+    )
+    mined = prepare(DataConfig(domains={"garden": domain}))["garden"].examples[0]
+    own = lists[Task.EMBEDDING][mined.query_id]
+    assert mined.negative_ids[0] == max(own.keys() - set(mined.positive_ids), key=own.__getitem__)
 
 
 def test_all_systems_rerank_the_same_candidates(joint: Path, data: dict[str, Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from unimoer.data import write_beir
-from unimoer.evaluation.metrics import read_trec
+from unimoer.data.trec import read_trec
 from unimoer.files import read_json
 from unimoer.runs import execute
 from unimoer.studies.planning import single_run

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import tiny
 from unimoer.cli import main
@@ -21,33 +19,11 @@ from unimoer.files import read_json
 from unimoer.runs import Watch, execute
 from unimoer.runs.data import forget
 from unimoer.schema import Results, read_record
-from unimoer.studies import find_study
 from unimoer.studies.planning import single_run
-from unimoer.studies.run import run_study, write_results
+from unimoer.studies.run import write_results
 
 Make = Callable[..., dict[str, Any]]
-
-
-def run(content: dict[str, Any], folder: Path, study: str = "kill-gate", **options: Any) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    run_study(
-        find_study(study), tiny.parsed(content), folder, device=tiny.CPU, command="test", console=console, **options
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
-    """A finished study. Tests that change files must copy it."""
-    folder = tmp_path_factory.mktemp("finished") / "tiny"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNIMOER_CACHE", str(shared_cache))
-        run(tiny.experiment(base, data), folder)
-    return folder
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished, tmp_path / "copy")
+run = tiny.run_study
 
 
 def scored(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -13,31 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import tiny
 from unimoer.config import RunSpec
+from unimoer.data.trec import read_trec
 from unimoer.errors import UserError
 from unimoer.evaluation import evaluate as evaluation
-from unimoer.evaluation.metrics import read_trec
 from unimoer.files import read_json
 from unimoer.runs import is_done, read_spec
+from unimoer.runs.folder import expected
 from unimoer.studies import find_study
 from unimoer.studies.planning import plan_study
-from unimoer.studies.run import run_study, workload, write_results
+from unimoer.studies.run import workload, write_results
 from unimoer.types import Task
 
 Make = Callable[..., dict[str, Any]]
 FILES = {"run.trec", "per_query.jsonl", "metrics.json"}
-
-
-def run(content: dict[str, Any], folder: Path, study: str = "kill-gate", **options: Any) -> str:
-    """The whole study; returns what it printed."""
-    console = Console(file=io.StringIO(), width=200)
-    run_study(
-        find_study(study), tiny.parsed(content), folder, device=tiny.CPU, command="test", console=console, **options
-    )
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+run = tiny.run_study
 
 
 def specs(content: dict[str, Any]) -> tuple[RunSpec, ...]:
@@ -68,21 +59,6 @@ def scores(run: Path, *path: str, suite: str = "test", moment: str = "final") ->
     """A file below the evaluation of a suite, whose folder ends in its key."""
     [root] = (run / "eval").glob(f"{suite}-????????")
     return root.joinpath(moment, *path)
-
-
-@pytest.fixture(scope="module")
-def finished(base: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
-    """A finished study of the default tiny configuration. Tests that change files must copy it."""
-    folder = tmp_path_factory.mktemp("finished") / "tiny"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNIMOER_CACHE", str(shared_cache))
-        run(tiny.experiment(base, data), folder)
-    return folder
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished, tmp_path / "copy")
 
 
 @pytest.fixture
@@ -352,6 +328,14 @@ def test_a_checkpoint_that_was_not_kept_cannot_be_evaluated(copy: Path, experime
         run(experiment(evaluation__checkpoints=[2]), copy, amend=True)
 
 
+def test_whole_searches_are_made_of_finished_models(experiment: Make) -> None:
+    content = experiment(evaluation__suites__test__whole_search=True, evaluation__checkpoints=[2])
+    spec = next(spec for spec in specs(content) if spec.arm == "joint_single")
+    measured = {(found.moment, found.measure.value) for found in expected(Path(), spec)}
+    both, whole = {"embedding", "reranking"}, {"fused", "blended", "search"}
+    assert measured == {("at-2", name) for name in both} | {("final", name) for name in both | whole}
+
+
 def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None:
     """Vectors fused with BM25, and that list reranked, for models that can; each stands on its own."""
     content = experiment(evaluation__suites__test__whole_search=True)
@@ -361,7 +345,7 @@ def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None
     scored = {name: found for name, found in before.items() if "/eval/" in name}
     assert {name: after[name] for name in scored} == scored, "what is there is not done again"
     both, fused = {"embedding", "reranking"}, {"fused", "blended", "search"}
-    expected = {
+    wanted = {
         "bm25-s0": both,
         "random-s0": both,
         "untrained-s1": both,
@@ -373,7 +357,7 @@ def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None
         [suite] = spec.suites
         model = spec.train.model if spec.train is not None else spec.model
         root = copy / "runs" / spec.folder / "eval" / f"test-{suite.key(spec.key, model)}" / "final" / "kitchen"
-        assert {path.name for path in root.iterdir()} == expected[f"{spec.arm}-s{spec.seed}"], spec.arm
+        assert {path.name for path in root.iterdir()} == wanted[f"{spec.arm}-s{spec.seed}"], spec.arm
         if spec.arm == "joint_single":
             runs = {name: read_trec(root / name / "run.trec") for name in ("embedding", "fused", "search")}
             for query, fused in runs["fused"].items():
