@@ -44,6 +44,9 @@ class RayExecutor:
             if spec.device.startswith("cuda") and spec.resources.gpus == 0:
                 # Ray hides the GPUs from a task that asks for none.
                 raise UserError("--executor ray: runs on cuda must ask for a GPU; add --set resources.gpus=1")
+        if not jobs:
+            # A cluster takes seconds to start.
+            return
         ray = self._ray
         ours = not ray.is_initialized()
         if ours:

@@ -16,12 +16,12 @@ from unimoer.config import (
     UNTRAINED,
     RunSpec,
     StudyConfig,
+    SuiteConfig,
     SuiteSpec,
     TrainSpec,
     parse_config,
 )
 from unimoer.config.study import override
-from unimoer.data.prepare import TrainingDomain
 from unimoer.evaluation.first_stage import candidates_fingerprint
 from unimoer.evaluation.suites import Collection
 from unimoer.model.identity import base_identity
@@ -91,7 +91,7 @@ def plan_study(config: StudyConfig, study: str, families: Mapping[str, list[str]
         training={f"{spec.variant}:{spec.arm}": _settings(spec) for spec in order if spec.train is not None},
         domains=_domains(points),
         suite=config.suite,
-        suites={name: _suite(config, name) for name in config.evaluation.suites},
+        suites={name: _suite(suite, points) for name, suite in config.evaluation.suites.items()},
         checkpoints=sorted(config.evaluation.checkpoints),
     )
     return Planned(tuple(order), declared)
@@ -171,10 +171,11 @@ def _settings(spec: RunSpec) -> str:
 
 
 def _domains(points: Mapping[str, StudyConfig]) -> dict[str, DomainPlan]:
-    found = {}
-    for point in points.values():
+    """By name; a point that trains on another set of the same name has it beside the others, under both names."""
+    found: dict[str, DomainPlan] = {}
+    for variant, point in points.items():
         for name, domain in training_data(point.data).items():
-            found[name] = DomainPlan(
+            plan = DomainPlan(
                 source=domain.config.source,
                 documents=len(domain.dataset.corpus),
                 queries=len(domain.examples),
@@ -182,15 +183,21 @@ def _domains(points: Mapping[str, StudyConfig]) -> dict[str, DomainPlan]:
                 held_out=domain.held_out,
                 notes=domain.dataset.notes,
             )
+            if found.setdefault(name, plan) != plan:
+                found[f"{variant}:{name}"] = plan
     return found
 
 
-def _suite(config: StudyConfig, name: str) -> SuitePlan:
-    suite = config.evaluation.suites[name]
-    trained = {domain.config.source: domain for domain in training_data(config.data).values()}
+def _suite(suite: SuiteConfig, points: Mapping[str, StudyConfig]) -> SuitePlan:
+    """A suite, and how much of it training shows at any point of the study."""
+    positives: dict[str, set[str]] = {}
+    for point in points.values():
+        for domain in training_data(point.data).values():
+            shown = positives.setdefault(domain.config.source, set())
+            shown.update(key for example in domain.examples for key in example.positive_ids)
     return SuitePlan(
         collections={
-            key: _collection(collection, trained.get(collection.config.source))
+            key: _collection(collection, positives.get(collection.config.source, set()))
             for key, collection in suite_data(suite).items()
         },
         first_stage=suite.first_stage,
@@ -199,9 +206,8 @@ def _suite(config: StudyConfig, name: str) -> SuitePlan:
     )
 
 
-def _collection(collection: Collection, trained: TrainingDomain | None) -> CollectionPlan:
+def _collection(collection: Collection, positives: set[str]) -> CollectionPlan:
     """What is evaluated on, and how much of it training has shown: counted rather than declared."""
-    positives = {key for example in trained.examples for key in example.positive_ids} if trained else set()
     relevant = {key for grades in collection.qrels.values() for key, grade in grades.items() if grade > 0}
     return CollectionPlan(
         source=collection.config.source,

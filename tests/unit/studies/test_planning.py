@@ -211,6 +211,18 @@ def test_variants_repeat_the_arms_under_other_settings(experiment: Make) -> None
     assert len({run.folder for run in plan.runs if run.arm == "joint_single"}) == 2
 
 
+def test_points_with_other_data_are_declared_beside_each_other(experiment: Make) -> None:
+    """And what a test shows of any of them is counted."""
+    content = experiment(variants={"few": {"data.domains.kitchen.queries": 4}, "all": {}})
+    declared = planned(content).declared
+    assert {name: domain.queries for name, domain in declared.domains.items()} == {
+        "kitchen": 4,
+        "garden": 60,
+        "all:kitchen": 60,
+    }
+    assert declared.suites["test"].collections["kitchen"].seen == 8
+
+
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
