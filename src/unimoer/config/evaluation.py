@@ -55,6 +55,9 @@ class SuiteConfig(Strict):
     whole_search: bool = False
     """At a run's end, measure more than the two tasks alone: vectors fused with BM25, the reranked order fused with the
     order it was given, and, of one model for both, the fused search reranked by it."""
+    first_stage_weight: float | None = Field(None, gt=0)
+    """Of whole searches: the weight of BM25's, or the first stage's, standardised scores where the model's have 1;
+    choose it on dev. Empty: reciprocal rank fusion, which has nothing to choose."""
 
 
 class EvaluationConfig(Strict):

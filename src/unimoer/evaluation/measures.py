@@ -14,12 +14,11 @@ class Measure(StrEnum):
     RERANKING = "reranking"
     """Its order of the first stage's candidates."""
     FUSED = "fused"
-    """Its vectors and BM25 over the whole corpus, by reciprocal rank fusion."""
+    """Its vectors and BM25 over the whole corpus, fused."""
     SEARCH = "search"
     """The fused list, its top reranked by the same system: a search as it is served."""
-
     BLENDED = "blended"
-    """Its order of the candidates and the order they came in, by reciprocal rank fusion."""
+    """Its order of the candidates and the order they came in, fused."""
 
     @property
     def task(self) -> Task:

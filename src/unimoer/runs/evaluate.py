@@ -10,7 +10,7 @@ from unimoer.config import RunSpec, SuiteSpec
 from unimoer.data.trec import read_trec
 from unimoer.evaluation.evaluate import System, above, rank, write_evaluation
 from unimoer.evaluation.first_stage import is_shared
-from unimoer.evaluation.fusion import fuse
+from unimoer.evaluation.fusion import combine, fuse
 from unimoer.evaluation.measures import Measure
 from unimoer.evaluation.metrics import drop_identical
 from unimoer.evaluation.rerank import cut
@@ -78,11 +78,14 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
         found = offered
     elif wanted.measure is Measure.BLENDED:
         # The system's own order has just been written beside it.
-        found = fuse([cut(offered, depth), read_trec(wanted.folder.with_name(Measure.RERANKING.value) / "run.trec")])
+        own = read_trec(wanted.folder.with_name(Measure.RERANKING.value) / "run.trec")
+        found = _fused(suite, cut(offered, depth), own)
     else:
         task = Task.RERANKING if wanted.measure is Measure.SEARCH else wanted.measure.task
         found = rank(system, collection, offered, task, depth=depth, batch_tokens=tokens, report=report)
         if wanted.measure is Measure.SEARCH:
+            if suite.suite.first_stage_weight is not None:
+                found = _fused(suite, cut(offered, depth), found)
             found = above(found, offered)
     write_evaluation(
         wanted.folder,
@@ -108,7 +111,7 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
     match wanted.measure:
         case Measure.FUSED:
             # The system's own search has just been written beside it.
-            return fuse([ranked, read_trec(wanted.folder.with_name(Measure.EMBEDDING.value) / "run.trec")])
+            return _fused(suite, ranked, read_trec(wanted.folder.with_name(Measure.EMBEDDING.value) / "run.trec"))
         case Measure.SEARCH:
             return read_trec(wanted.folder.with_name(Measure.FUSED.value) / "run.trec")
         case Measure.RERANKING | Measure.BLENDED if is_shared(suite.suite.first_stage):
@@ -116,3 +119,9 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
         case Measure.RERANKING | Measure.BLENDED if isinstance(system, UnifiedModel):
             return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
     return ranked
+
+
+def _fused(suite: SuiteSpec, first: Run, own: Run) -> Run:
+    """A first ranking and a system's own as one."""
+    weight = suite.suite.first_stage_weight
+    return fuse([first, own]) if weight is None else combine([(own, 1.0), (first, weight)])

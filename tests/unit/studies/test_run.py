@@ -18,8 +18,12 @@ from unimoer.config import RunSpec
 from unimoer.data.trec import read_trec
 from unimoer.errors import UserError
 from unimoer.evaluation import evaluate as evaluation
+from unimoer.evaluation.first_stage import bm25_run
+from unimoer.evaluation.fusion import combine
+from unimoer.evaluation.rerank import cut
 from unimoer.files import read_json
 from unimoer.runs import is_done, read_spec
+from unimoer.runs.data import suite_data
 from unimoer.runs.folder import expected
 from unimoer.studies import find_study
 from unimoer.studies.planning import plan_study
@@ -368,6 +372,27 @@ def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None
             assert runs["fused"] != runs["embedding"]
     macro = read_json(copy / "results.json")["scores"][""]["embedding"]["macro"]
     assert {"joint_single", "joint_single+bm25", "joint_single+bm25+rerank", "emb_only+bm25"} <= macro.keys()
+
+
+def test_whole_searches_by_weighted_scores(copy: Path, experiment: Make, untrainable: None) -> None:
+    """Of the model and of BM25; the weight is part of what names the scores."""
+    suite = {"evaluation__suites__test__whole_search": True}
+    by_ranks, by_scores = (
+        specs(experiment(**suite, **({"evaluation__suites__test__first_stage_weight": w} if w else {})))
+        for w in (None, 0.5)
+    )
+    assert {s.suites[0].key(s.key, s.model) for s in by_ranks}.isdisjoint(
+        s.suites[0].key(s.key, s.model) for s in by_scores
+    )
+    run(experiment(**suite, evaluation__suites__test__first_stage_weight=0.5), copy, amend=True)
+    joint = next(spec for spec in by_scores if spec.arm == "joint_single")
+    assert joint.train is not None
+    root = copy / "runs" / joint.folder / "eval" / f"test-{joint.suites[0].key(joint.key, joint.train.model)}" / "final"
+    found = {name: read_trec(root / "kitchen" / name / "run.trec") for name in ("embedding", "reranking", "blended")}
+    fused = read_trec(root / "kitchen" / "fused" / "run.trec")
+    collection = suite_data(joint.suites[0].suite)["kitchen"]
+    assert fused == combine([(found["embedding"], 1.0), (bm25_run(collection, 8), 0.5)])
+    assert found["blended"] == combine([(found["reranking"], 1.0), (cut(bm25_run(collection, 8), 8), 0.5)])
 
 
 def test_candidates_of_the_models_own_search(copy: Path, experiment: Make, untrainable: None) -> None:
