@@ -80,8 +80,8 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.de
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading prints bars and warns of weights left unused, which is what cutting off layers means."""
+def quiet() -> Iterator[None]:
+    """Loading and saving print bars; loading warns of unused weights, which is what cutting off layers means."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
@@ -112,7 +112,7 @@ def _dequantised(gguf: Path, folder: Path) -> Path:
     """GGUF weights as a plain safetensors folder, made once: dequantising takes most of a minute."""
     if _is_whole(folder):
         return folder
-    with _quiet(), new_folder(folder) as temporary:
+    with quiet(), new_folder(folder) as temporary:
         source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # A model that knows it came from GGUF refuses to be saved; a twin built from its configuration does not.
         del source.config.quantization_config
@@ -169,7 +169,7 @@ def read_architecture(config: ModelConfig) -> PreTrainedConfig:
     """
     location = locate(config.base)
     try:
-        with _quiet():
+        with quiet():
             found = AutoConfig.from_pretrained(location, revision=config.revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -188,7 +188,7 @@ def load_backbone(config: ModelConfig, device: torch.device) -> tuple[PreTrained
     location = locate(config.base)
     revision = config.revision or "main"
     try:
-        with _quiet():
+        with quiet():
             architecture = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
             model, loading = _from_pretrained(

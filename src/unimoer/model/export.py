@@ -21,7 +21,7 @@ from unimoer import __version__
 from unimoer.config import ModelConfig
 from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
-from unimoer.model.backbone import load_backbone, read_architecture
+from unimoer.model.backbone import load_backbone, quiet, read_architecture
 from unimoer.model.checkpoint import GOLDEN_DOCUMENT, fingerprint, save_tensors
 from unimoer.model.export_readme import HEADS, readme
 from unimoer.model.merging import Update, merge, placed, updates
@@ -181,8 +181,9 @@ def _write_merged(model: UnifiedModel, task: Task, found: Mapping[str, Update], 
     if task is Task.EMBEDDING:
         _write_sentence_transformer(model, plain.config.get_text_config().hidden_size, tokenizer, folder)
     try:
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with quiet():
+            plain.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"{folder.parent}: cannot be written: {error}; free space or choose another folder") from error
     if task is Task.EMBEDDING:

@@ -80,13 +80,15 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
         # The system's own order has just been written beside it.
         own = read_trec(wanted.folder.with_name(Measure.RERANKING.value) / "run.trec")
         found = _fused(suite, cut(offered, depth), own)
+    elif wanted.measure is Measure.SEARCH:
+        top = cut(offered, depth)
+        known = _known(wanted, system, top)
+        new = {q: {key: score for key, score in top[q].items() if key not in known[q]} for q in top}
+        added = rank(system, collection, new, Task.RERANKING, depth=depth, batch_tokens=tokens, report=report)
+        own = {query: {**known[query], **added[query]} for query in top}
+        found = above(own if suite.suite.first_stage_weight is None else _fused(suite, top, own), offered)
     else:
-        task = Task.RERANKING if wanted.measure is Measure.SEARCH else wanted.measure.task
-        found = rank(system, collection, offered, task, depth=depth, batch_tokens=tokens, report=report)
-        if wanted.measure is Measure.SEARCH:
-            if suite.suite.first_stage_weight is not None:
-                found = _fused(suite, cut(offered, depth), found)
-            found = above(found, offered)
+        found = rank(system, collection, offered, wanted.measure.task, depth=depth, batch_tokens=tokens, report=report)
     write_evaluation(
         wanted.folder,
         found,
@@ -119,6 +121,17 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
         case Measure.RERANKING | Measure.BLENDED if isinstance(system, UnifiedModel):
             return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
     return ranked
+
+
+def _known(wanted: Wanted, system: System, top: Run) -> dict[str, dict[str, float]]:
+    """Scores of these pairs that have just been written beside it; a list's would be others among other documents."""
+    if isinstance(system, UnifiedModel) and system.config.reranking.kind.reads_lists:
+        return {query: {} for query in top}
+    before = read_trec(wanted.folder.with_name(Measure.RERANKING.value) / "run.trec")
+    return {
+        query: {key: score for key, score in before.get(query, {}).items() if key in scores}
+        for query, scores in top.items()
+    }
 
 
 def _fused(suite: SuiteSpec, first: Run, own: Run) -> Run:

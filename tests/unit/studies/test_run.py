@@ -22,6 +22,7 @@ from unimoer.evaluation.first_stage import bm25_run
 from unimoer.evaluation.fusion import combine
 from unimoer.evaluation.rerank import cut
 from unimoer.files import read_json
+from unimoer.runs import evaluate as run_evaluate
 from unimoer.runs import is_done, read_spec
 from unimoer.runs.data import suite_data
 from unimoer.runs.folder import expected
@@ -372,6 +373,32 @@ def test_whole_searches(copy: Path, experiment: Make, untrainable: None) -> None
             assert runs["fused"] != runs["embedding"]
     macro = read_json(copy / "results.json")["scores"][""]["embedding"]["macro"]
     assert {"joint_single", "joint_single+bm25", "joint_single+bm25+rerank", "emb_only+bm25"} <= macro.keys()
+
+
+def test_a_search_scores_no_pair_twice(
+    finished: Path, tmp_path: Path, experiment: Make, untrainable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been reranked is read; the order is the one of scoring it again."""
+    found, counts = [], []
+    for name in ("read", "again"):
+        folder, pairs = shutil.copytree(finished, tmp_path / name), []
+        real = evaluation.rerank
+
+        def counted(*given: Any, pairs: list[int] = pairs, real: Callable[..., Any] = real, **more: Any) -> Any:
+            pairs.append(sum(map(len, given[3].values())))
+            return real(*given, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, "rerank", counted)
+            if name == "again":
+                patch.setattr(run_evaluate, "_known", lambda wanted, system, top: {query: {} for query in top})
+            run(experiment(evaluation__suites__test__whole_search=True), folder, amend=True)
+        counts.append(sum(pairs))
+        found.append(
+            [read_trec(path) for path in sorted(folder.glob("runs/joint_single-*/eval/*/final/*/search/run.trec"))]
+        )
+    assert found[0] == found[1] and found[0]
+    assert 0 < counts[0] < counts[1]
 
 
 def test_whole_searches_by_weighted_scores(copy: Path, experiment: Make, untrainable: None) -> None:
