@@ -207,6 +207,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "reranking": {"pooling": "last", "head": "yes_no"},
         "prompts": {"instruction": "Find the {query}", "document": "passage: {document}"},
     },
+    "bidirectional, interaction": {
+        "reranking": {"pooling": "mean", "attention": "bidirectional", "head": "interaction"},
+        "prompts": {"pair": "<|im_start|>{query}<|im_end|>{document}"},
+    },
     "bidirectional, mlp": {
         "embedding": {"pooling": "mean", "attention": "bidirectional"},
         "reranking": {"pooling": "last", "attention": "bidirectional", "head": "mlp"},

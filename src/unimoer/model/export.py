@@ -42,9 +42,10 @@ def check_pairs(config: ModelConfig, tasks: Sequence[Task]) -> None:
     """Raises: UserError when reranking is to be exported, and no other format says what its head reads."""
     head = config.reranking
     if Task.RERANKING in tasks and head.head not in HEADS:
-        reads = "a query with all its candidates" if head.kind.reads_lists else "more than one pooled state of a pair"
         instead = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
-        raise UserError(f"head '{head.head}' reads {reads}, which no other format says{instead}")
+        raise UserError(
+            f"head '{head.head}' reads a query with all its candidates, which no other format says{instead}"
+        )
 
 
 def export_model(

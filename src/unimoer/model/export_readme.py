@@ -70,6 +70,12 @@ POOL = {
     "last": "return hidden[torch.arange(len(ids)), mask.sum(1) - 1]",
 }
 
+TWO_PARTS = """\
+after = ((batch.input_ids == separator) * mask).cumsum(1)  # from the separator on
+    text = mask * ~torch.isin(batch.input_ids, control)
+    parts = torch.stack([text * (1 - after), text * after], 1).float()
+    return parts @ hidden / parts.sum(2, keepdim=True).clamp(min=1)"""
+
 EMBED = """\
 
 
@@ -114,6 +120,12 @@ HEADS = {
         HEAD_FILE,
         'state @ head["projection.weight"][0] + head["projection.bias"]',
         "The score is a learned projection of the pooled state: `score_head.safetensors`, float32.",
+    ),
+    "interaction": (
+        HEAD_FILE + 'separator, control = about["head"]["separator"], torch.tensor(about["head"]["control"])\n',
+        'head["log_scale"].exp() * torch.cosine_similarity(state[:, 0], state[:, 1], dim=-1) + head["bias"]',
+        "The score is a learned scale times the cosine of two means, of the states before the token that separates "
+        "query and document and of those after it: `score_head.safetensors`, float32.",
     ),
     "mlp": (
         HEAD_FILE,
@@ -181,7 +193,9 @@ def _code(about: Mapping[str, Any], form: Literal["peft", "merged"]) -> str:
     else:
         code += SCORE
         fields["<head>"], fields["<logit>"], _ = HEADS[about["head"]["type"]]
-        if fields["<head>"] == HEAD_FILE:
+        if about["head"]["type"] == "interaction":
+            fields["<pool>"] = TWO_PARTS
+        if fields["<head>"].startswith(HEAD_FILE):
             fields["<import>"] = "from safetensors.torch import load_file\n"
     for name, text in fields.items():
         code = code.replace(name, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,9 @@ class InteractionHead(PairHead):
     @classmethod
     def build(cls, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> Self:
         return cls(*Prompter(tokenizer, config.prompts).separator())
+
+    def describe(self) -> dict[str, Any]:
+        return {"separator": self.separator, "control": self.control.tolist()}
 
     def read(self, states: Tensor, batch: TokenBatch, pooling: str) -> Tensor:
         """`[B, T, d] -> [B]`; the separator stands once in every row."""

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 import tiny
 from unimoer.errors import UserError
 from unimoer.model.checkpoint import load_model, save_model
-from unimoer.model.export import check_pairs
 from unimoer.model.interaction import InteractionHead
 from unimoer.model.routing import RoutingContext
 from unimoer.model.unified import UnifiedModel
@@ -105,10 +104,3 @@ def test_a_template_without_one_separator_of_its_own_is_refused(pair: str, base:
 def test_other_pooling_is_refused(base: Path) -> None:
     with pytest.raises(ValidationError, match="it needs pooling 'mean'"):
         tiny.model_config(base, reranking={"pooling": "last", "head": "interaction"})
-
-
-def test_no_other_format_can_say_it(base: Path) -> None:
-    config = build(base).config
-    with pytest.raises(UserError, match=r"more than one pooled state of a pair.*--task embedding exports the rest"):
-        check_pairs(config, tuple(Task))
-    check_pairs(config, (Task.EMBEDDING,))
