@@ -120,12 +120,13 @@ class RayExecutor:
             # Workers of this machine share its processors evenly, whatever a run would ask for elsewhere.
             options["num_cpus"] = min(1.0, asked.cpus)
         task = self._ray.remote(**options)(_work)
-        return task.remote(spec.model_dump_json(), str(folder.resolve()), queue)
+        return task.remote(spec.model_dump_json(), str(folder.resolve()), str(Path.cwd()), queue)
 
 
-def _work(spec: str, folder: str, queue: Any) -> str | None:
-    """In the worker: None when done, or what the user can mend."""
+def _work(spec: str, folder: str, where: str, queue: Any) -> str | None:
+    """In the worker: None when done, or what the user can mend. Relative paths mean what they meant in `where`."""
     favour_speed()
+    os.chdir(where)
     try:
         execute(RunSpec.model_validate_json(spec), Path(folder), queue.put)
     except UserError as error:

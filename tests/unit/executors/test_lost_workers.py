@@ -1,4 +1,4 @@
-"""Workers that are gone, on a cluster that is made up: what Ray itself does is in `tests/integration`."""
+"""Workers, and those that are gone, on a cluster that is made up: what Ray itself does is in `tests/integration`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from unimoer.config import Resources, RunSpec
 from unimoer.errors import UserError
+from unimoer.executors import ray as executor
 from unimoer.executors.ray import LOST, TRIES, RayExecutor
 from unimoer.runs import ignore
 
@@ -23,7 +24,7 @@ def cluster(outcomes: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> li
     tried: list[str] = []
 
     def remote(**_: Any) -> Callable[..., Any]:
-        def start(spec: str, folder: str, queue: Any) -> tuple[str, int]:
+        def start(spec: str, folder: str, where: str, queue: Any) -> tuple[str, int]:
             arm = RunSpec.model_validate_json(spec).arm
             tried.append(arm)
             return arm, tried.count(arm)
@@ -101,3 +102,15 @@ def test_runs_on_a_gpu_must_ask_for_one(monkeypatch: pytest.MonkeyPatch) -> None
         run("one", device="cuda")
     run("one", device="cuda", resources=Resources(gpus=1))
     assert tried == ["one"]
+
+
+def test_relative_paths_mean_on_a_worker_what_they_meant_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray starts the workers of a cluster wherever it was started itself."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    seen: list[Path] = []
+    monkeypatch.setattr(executor, "execute", lambda spec, folder, put: seen.append(Path("data").resolve()))
+    spec = RunSpec(arm="bm25", seed=0, suites=())
+    work = executor._work(spec.model_dump_json(), "run", str(tmp_path), SimpleNamespace(put=None))
+    assert work is None
+    assert seen == [tmp_path / "data"]
