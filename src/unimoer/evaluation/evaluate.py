@@ -39,8 +39,8 @@ def rank(
 ) -> Run:
     """The ranking of one task by a model, a public encoder, or the references `bm25` and `random`.
 
-    For embedding that is the whole corpus, for reranking the first `depth` of `candidates`, which hold no document
-    that the collection ignores.
+    For embedding that is the whole corpus, to `depth` documents or more, for reranking the first `depth` of
+    `candidates`, which hold no document that the collection ignores.
     """
     instruction = collection.config.instruction
     if task is Task.EMBEDDING:
@@ -52,7 +52,7 @@ def rank(
                 instruction=instruction,
                 batch_tokens=batch_tokens,
                 report=report,
-                k=search_depth(collection),
+                k=search_depth(collection, depth),
             )
         elif isinstance(system, ReferenceEncoder):
             run = reference.rank(system, collection.dataset, collection.queries, k=search_depth(collection))

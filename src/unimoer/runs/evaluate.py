@@ -9,7 +9,7 @@ from pathlib import Path
 from unimoer.config import RunSpec, SuiteSpec
 from unimoer.data.trec import read_trec
 from unimoer.evaluation.evaluate import System, above, rank, write_evaluation
-from unimoer.evaluation.first_stage import is_shared
+from unimoer.evaluation.first_stage import SEARCH_DEPTH, candidates_fingerprint, is_shared
 from unimoer.evaluation.fusion import combine, fuse
 from unimoer.evaluation.measures import Measure
 from unimoer.evaluation.metrics import drop_identical
@@ -65,6 +65,8 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
     collection = suite_data(suite.suite)[wanted.collection]
     name = collection.name
     check_content("collection", {name: collection.dataset.fingerprint}, {name: suite.fingerprints[name]})
+    listed = candidates_fingerprint(suite.suite.first_stage, suite_data(suite.suite))
+    check_content("first stage", {suite.suite.first_stage: listed}, {suite.suite.first_stage: suite.candidates})
     where = "" if wanted.step is None else f" at step {wanted.step}"
     title = f"{spec.arm} seed {spec.seed}: {wanted.measure} on {wanted.collection}{where}"
     watch(Event("say", title, f"{len(collection.qrels)} queries"))
@@ -88,7 +90,10 @@ def _one(spec: RunSpec, suite: SuiteSpec, wanted: Wanted, system: System, watch:
         own = {query: {**known[query], **added[query]} for query in top}
         found = above(own if suite.suite.first_stage_weight is None else _fused(suite, top, own), offered)
     else:
-        found = rank(system, collection, offered, wanted.measure.task, depth=depth, batch_tokens=tokens, report=report)
+        task = wanted.measure.task
+        # A deeper list of candidates does not make a deeper search.
+        wide = depth if task is Task.RERANKING else 0
+        found = rank(system, collection, offered, task, depth=wide, batch_tokens=tokens, report=report)
     write_evaluation(
         wanted.folder,
         found,
@@ -119,7 +124,11 @@ def _offered(suite: SuiteSpec, wanted: Wanted, collection: Collection, system: S
         case Measure.RERANKING | Measure.BLENDED if is_shared(suite.suite.first_stage):
             return kept(candidates(suite.suite, collection.name))
         case Measure.RERANKING | Measure.BLENDED if isinstance(system, UnifiedModel):
-            return rank(system, collection, {}, Task.EMBEDDING, depth=0, batch_tokens=batch_tokens)
+            depth = suite.suite.rerank_depth
+            if Task.EMBEDDING in suite.tasks and depth <= SEARCH_DEPTH:
+                # What it searches for itself has just been written beside it.
+                return read_trec(wanted.folder.with_name(Measure.EMBEDDING.value) / "run.trec")
+            return rank(system, collection, {}, Task.EMBEDDING, depth=depth, batch_tokens=batch_tokens)
     return ranked
 
 

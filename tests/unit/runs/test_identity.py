@@ -13,6 +13,7 @@ import torch
 
 import tiny
 from unimoer.config import UNTRAINED, RunSpec, SuiteConfig
+from unimoer.data.beir import read_beir
 from unimoer.errors import UserError
 from unimoer.evaluation.first_stage import candidates_fingerprint
 from unimoer.model.identity import _identity
@@ -85,6 +86,20 @@ def test_other_run_files_are_other_candidates(data: dict[str, Path], tmp_path: P
     with pytest.raises(UserError, match=r"kitchen\.trec: no such run file; first_stage is bm25, dense, or run files"):
         candidates_fingerprint(str(tmp_path), ["kitchen"])
     assert candidates_fingerprint("bm25", ["kitchen"]) == candidates_fingerprint("dense", ["kitchen"]) == ""
+
+
+def test_run_files_that_changed_since_the_plan_are_not_reranked(
+    experiment: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    """A worker may begin hours after its run was planned."""
+    file = tmp_path / "kitchen.trec"
+    test = read_beir(data["kitchen"]).qrels["test"]
+    file.write_text("".join(f"{query} Q0 d{rank} {rank} {9 - rank} x\n" for query in test for rank in range(4)))
+    suite = {"collections": {"kitchen": {"source": str(data["kitchen"])}}, "first_stage": str(file)}
+    spec = single_run(tiny.parsed(experiment(arms=["rank_only"], evaluation__suites={"test": suite})), tiny.CPU)
+    file.write_text(file.read_text() + "q0 Q0 d9 5 0.1 x\n")
+    with pytest.raises(UserError, match=r"first stage '.*kitchen\.trec': is not what this run was planned on"):
+        execute(spec, tmp_path / "run")
 
 
 def test_options_change_the_suite_of_a_run(experiment: Make, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from unimoer.config import RunSpec
 from unimoer.data.trec import read_trec
 from unimoer.errors import UserError
 from unimoer.evaluation import evaluate as evaluation
+from unimoer.evaluation import first_stage
 from unimoer.evaluation.first_stage import bm25_run
 from unimoer.evaluation.fusion import combine
 from unimoer.evaluation.rerank import cut
@@ -420,6 +421,23 @@ def test_whole_searches_by_weighted_scores(copy: Path, experiment: Make, untrain
     collection = suite_data(joint.suites[0].suite)["kitchen"]
     assert fused == combine([(found["embedding"], 1.0), (bm25_run(collection, 8), 0.5)])
     assert found["blended"] == combine([(found["reranking"], 1.0), (cut(bm25_run(collection, 8), 8), 0.5)])
+
+
+def test_candidates_may_lie_deeper_than_a_search_is_scored(
+    copy: Path, experiment: Make, untrainable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_evaluate, "SEARCH_DEPTH", 5)
+    monkeypatch.setattr(first_stage, "SEARCH_DEPTH", 5)
+    content = experiment(evaluation__suites__test__first_stage="dense", evaluation__suites__test__rerank_depth=8)
+    run(content, copy, amend=True)
+    joint = next(spec for spec in specs(content) if spec.arm == "joint_single")
+    assert joint.train is not None
+    root = copy / "runs" / joint.folder / "eval" / f"test-{joint.suites[0].key(joint.key, joint.train.model)}" / "final"
+    lengths = [
+        {len(documents) for documents in read_trec(root / "kitchen" / name / "run.trec").values()}
+        for name in ("embedding", "reranking")
+    ]
+    assert lengths == [{5}, {8}]
 
 
 def test_candidates_of_the_models_own_search(copy: Path, experiment: Make, untrainable: None) -> None:
