@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from unimoer.config.base import Strict
+from unimoer.errors import did_you_mean
 
 
 class NegativesConfig(Strict):
@@ -84,6 +85,22 @@ DomainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 
 class DataConfig(Strict):
     domains: dict[DomainName, DomainConfig] = Field(min_length=1)
+    left_out: tuple[DomainName, ...] = ()
+    """Domains above that are not trained on, for a look out of domain; in a study of variants, one at each point."""
     sample_seed: int = 0
     """Seed of the samples above: the same for every run, so that arms and seeds share their training data."""
     negatives: NegativesConfig = NegativesConfig()
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        for name in self.left_out:
+            if name not in self.domains:
+                raise ValueError(f"left_out: '{name}' is none of the domains{did_you_mean(name, self.domains)}")
+        if self.domains.keys() <= set(self.left_out):
+            raise ValueError("left_out: nothing is left to train on")
+        return self
+
+    @property
+    def trained(self) -> dict[str, DomainConfig]:
+        """The domains that are trained on, by name."""
+        return {name: domain for name, domain in self.domains.items() if name not in self.left_out}

@@ -66,8 +66,8 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
 
 
 def prepare(data: DataConfig) -> dict[str, TrainingDomain]:
-    """All domains of a configuration, by name."""
-    return {name: prepare_domain(name, config, data) for name, config in data.domains.items()}
+    """All domains that a configuration trains on, by name."""
+    return {name: prepare_domain(name, config, data) for name, config in data.trained.items()}
 
 
 def _given_run(name: str, dataset: RetrievalDataset, config: DomainConfig) -> tuple[Run | None, str]:

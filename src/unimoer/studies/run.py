@@ -62,7 +62,7 @@ def run_study(
     with locked(folder):
         try:
             with Progress(console, {}) as progress:
-                progress.update("preparing data", ", ".join(config.data.domains))
+                progress.update("preparing data", ", ".join(config.data.trained))
                 planned = plan_study(config, study.name, families, device)
                 plan = freeze(folder, config.name, planned, command, amend=amend)
         except BaseException:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from unimoer.config import DataConfig
 from unimoer.data import write_beir
@@ -94,6 +95,17 @@ def test_a_run_of_other_queries_is_no_source_of_negatives(tmp_path: Path) -> Non
         prepared(data, negatives_run=str(tmp_path / "test.trec"))
     with pytest.raises(UserError, match=r"absent\.trec: no such run file"):
         prepared(data, negatives_run=str(tmp_path / "absent.trec"))
+
+
+def test_a_domain_left_out_is_not_read(data: dict[str, Path], tmp_path: Path) -> None:
+    content = {"domains": {"kitchen": {"source": str(data["kitchen"])}, "garden": {"source": str(tmp_path / "absent")}}}
+    assert prepare(DataConfig.model_validate({**content, "left_out": ["garden"]})).keys() == {"kitchen"}
+    for left_out, message in (
+        (["gardn"], "'gardn' is none of the domains; did you mean 'garden'"),
+        (["kitchen", "garden"], "nothing is left"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            DataConfig.model_validate({**content, "left_out": left_out})
 
 
 def test_a_split_that_is_missing_or_empty_is_named(data: dict[str, Path], tmp_path: Path) -> None:
