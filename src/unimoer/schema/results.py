@@ -17,6 +17,8 @@ class SystemScore(Record):
     metrics: dict[str, float]
     """Means of all metrics."""
     queries: int
+    to_bm25: Cell | None = None
+    """Difference to BM25 on the same queries; None of BM25 itself, and where it was not scored."""
 
 
 class TaskScores(Record):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unimoer.config import is_reference
+from unimoer.config import BM25, is_reference
 from unimoer.errors import UserError
 from unimoer.evaluation.metrics import mean
 from unimoer.schema import Environment, EvaluationSummary
@@ -37,17 +37,22 @@ def _task_scores(evidence: Evidence, table: Table, task: Task) -> TaskScores:
         if is_reference(system) and len(ran) == 1:
             seeds = seeds[:1]
         matrices = table.matrices(system, task, metric, seeds)
-        found = samples({system: matrices})
+        beside = system != BM25 and table.covers(BM25, task, seeds)
+        found = samples({system: matrices} | ({BM25: table.matrices(BM25, task, metric, seeds)} if beside else {}))
         means = {name: _metrics(table, system, task, name, seeds) for name in datasets}
         for name in datasets:
             one = found.by_dataset[name][system]
             datasets[name][system] = SystemScore(
-                score=cell(one, seeds), metrics=means[name], queries=matrices[name].shape[1]
+                score=cell(one, seeds),
+                metrics=means[name],
+                queries=matrices[name].shape[1],
+                to_bm25=cell(one - found.by_dataset[name][BM25], seeds) if beside else None,
             )
         macro[system] = SystemScore(
             score=cell(found.macro[system], seeds),
             metrics=_average(list(means.values())),
             queries=sum(matrix.shape[1] for matrix in matrices.values()),
+            to_bm25=cell(found.macro[system] - found.macro[BM25], seeds) if beside else None,
         )
     return TaskScores(macro=macro, datasets=datasets)
 

@@ -10,7 +10,9 @@ import pytest
 
 from study_folder import losing
 from unimoer.errors import UserError
+from unimoer.studies.evidence import read_evidence
 from unimoer.studies.scores import FILE, Key, Scores, read_per_query
+from unimoer.studies.summary import score_tables
 from unimoer.types import Task
 
 Write = Callable[..., Path]
@@ -71,3 +73,16 @@ def test_a_broken_line_is_named(text: str, message: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_per_query(path)
+
+
+def test_every_system_stands_beside_bm25(write_study: Write) -> None:
+    """The difference is paired by query, so its interval is narrower than those of the two scores would make it."""
+    evidence = read_evidence(write_study(losing(3.0, 1.0), noise=0.05))
+    found = score_tables(evidence, evidence.table())[Task.EMBEDDING].macro
+    assert found["bm25"].to_bm25 is None
+    for system in ("random", "emb_only", "joint_single"):
+        one, bm25, cell = found[system].score, found["bm25"].score, found[system].to_bm25
+        assert cell is not None and one.mean is not None and bm25.mean is not None and cell.mean is not None
+        assert cell.mean == pytest.approx(one.mean - bm25.mean)
+        assert cell.low is not None and cell.high is not None and one.low is not None and one.high is not None
+        assert cell.high - cell.low < one.high - one.low

@@ -70,6 +70,7 @@ def score_table(
         [
             study.label(system),
             *(scored(found[system].score) if system in found else text.MISSING for found in by_column),
+            scored(scores.macro[system].to_bm25, signed=True) if system in scores.macro else text.MISSING,
         ]
         for system in systems
     ]
@@ -78,13 +79,14 @@ def score_table(
         rules.add(len(rows))
         for key, label in ((study.metric, "Ceiling: perfect order"), ("recall", "Recall of the candidates")):
             limits = [*(ceilings.datasets.get(name, {}) for name in names), ceilings.macro]
-            rows.append([label, *(text.score(limit.get(key)) for limit in limits)])
+            rows.append([label, *(text.score(limit.get(key)) for limit in limits), ""])
     return Table(
         re.sub(r"[^\w.-]+", "-", f"{prefix}_{task}"),  # names a file, and variants are named freely
         f"{task.capitalize()}: {study.metric_label} with 95% intervals{note}",
-        ["System", *names, "Average"],
+        ["System", *names, "Average", "To BM25"],
         rows,
         rules=frozenset(rules),
+        notes="To BM25: the difference of averages, paired by query.",
     )
 
 
