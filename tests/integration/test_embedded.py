@@ -22,6 +22,8 @@ SMALL = [
     *(f"data.domains.{name}.{key}" for name in DOMAINS for key in ("queries=12", "documents=30")),
     "evaluation.suites.test.queries=3",
     "evaluation.suites.test.documents=30",
+    "evaluation.suites.test.rerank_depth=5",
+    "evaluation.latency_requests=2",
 ]
 
 
