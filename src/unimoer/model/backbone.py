@@ -151,7 +151,9 @@ def locate(base: str) -> str:
             raise UserError(f"model.base: {base}: no config.json in this folder; point to a saved transformers model")
         return str(path)
     if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
-        raise UserError(f"model.base: {base}: no such folder")
+        raise UserError(
+            f"model.base: {base}: no such folder; a configuration that needs one says in its first lines how to make it"
+        )
     return base
 
 
