@@ -39,6 +39,8 @@ def read_trec(path: Path) -> dict[str, dict[str, float]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such run file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder; name one run file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
     for number, line in enumerate(text.splitlines(), start=1):

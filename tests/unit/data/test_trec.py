@@ -46,6 +46,8 @@ def test_broken_run_file_names_its_line(tmp_path: Path, text: str, message: str)
 def test_run_file_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run file"):
         read_trec(tmp_path / "absent.trec")
+    with pytest.raises(UserError, match="a folder; name one run file in it"):
+        read_trec(tmp_path)
     with pytest.raises(UserError, match="white space"):
         write_trec({"q": {"a b": 1.0}}, tmp_path / "run.trec", "t")
     assert not list(tmp_path.iterdir())
