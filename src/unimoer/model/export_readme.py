@@ -101,7 +101,7 @@ def score(query, documents):
 
 documents = ["Planets grow from the disc of gas and dust around a young star.", "Bread needs flour."]
 scores = score("how are planets formed", documents)
-print(scores, scores.sigmoid())  # the sigmoid is the probability of relevance
+print(scores)  # their order counts; the sigmoid is a probability only after training with `bce`
 """
 
 HEAD_FILE = """\
