@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import forked
 import tiny
 from unimoer.cli import main
 from unimoer.files import read_json
@@ -145,27 +147,20 @@ MOMENTS: dict[str, tuple[signal.Signals, Moment]] = {
 
 def interrupt(config: Path, folder: Path, cache: Path, sign: signal.Signals, when: Moment) -> str:
     """Start the command, stop it as soon as `when` holds, and return its stderr."""
-    started = tiny.command(*arguments(config, folder))
-    process = subprocess.Popen(
-        started,
-        env=tiny.environment(cache),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background of a shell, Ctrl-C is ignored, and that would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    err = folder.with_suffix(".err")
+    process = forked.start(arguments(config, folder), cache=cache, err=err)
     try:
-        while process.poll() is None and not when(folder):
+        while process.is_alive() and not when(folder):
             time.sleep(0.002)
-        assert process.poll() is None, "it finished before it could be stopped"
-        process.send_signal(sign)
-        _, err = process.communicate(timeout=60)
+        assert process.is_alive(), f"it finished before it could be stopped: {err.read_text()}"
+        assert process.pid is not None
+        os.kill(process.pid, sign)
+        process.join(timeout=60)
     finally:
         process.kill()
-        process.wait()
-    assert process.returncode == (130 if sign == signal.SIGINT else -sign)
-    return err
+        process.join()
+    assert process.exitcode == (130 if sign == signal.SIGINT else -sign)
+    return err.read_text()
 
 
 @pytest.mark.slow

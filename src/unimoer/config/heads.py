@@ -23,7 +23,7 @@ class HeadKind:
     random_start: bool = True
     """Whether these start at random."""
     cosine: bool = False
-    """Its scores are cosines; otherwise logits, whose sigmoid is the probability of relevance."""
+    """Its scores are cosines; otherwise logits, whose sigmoid is a probability only after loss `bce`."""
     last_token: str = ""
     """What it reads, if that needs pooling `last`."""
     two_parts: bool = False

@@ -104,7 +104,7 @@ class UnifiedModel(nn.Module):
         return F.normalize(self._states(batch, Task.EMBEDDING, trace, expert), dim=-1)
 
     def score(self, batch: TokenBatch, trace: RoutingTrace | None = None, expert: str | None = None) -> Tensor:
-        """`[B, T] -> [B]`, float32 logits: their sigmoid is the probability of relevance.
+        """`[B, T] -> [B]`, float32 logits. Their order counts; the sigmoid is a probability only after loss `bce`.
 
         Raises:
             UserError: the head reads lists, not pairs.
