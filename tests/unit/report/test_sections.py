@@ -15,6 +15,7 @@ from unimoer.report.sections import SECTIONS, build_sections, points, training
 from unimoer.report.study import StudyFolder
 from unimoer.report.table import Table
 from unimoer.schema import TrainingLine
+from unimoer.schema.results import Points
 from unimoer.types import Task
 
 Get = Callable[[str], StudyFolder]
@@ -173,6 +174,32 @@ def test_series_of_a_curve_and_of_a_grid(studies: Get) -> None:
     found = points.series(grid, grid.results.points, Task.RERANKING)
     assert set(found) == {"specialist, 2 experts", "specialist, 3 experts", "moe, 2 experts", "moe, 3 experts"}
     assert all([point.x["rank"] for point in series] == [4, 8, 16] for series in found.values())
+
+
+def test_names_that_end_in_a_size_are_one_line(studies: Get) -> None:
+    study = studies("curve")
+    assert study.results.points is not None
+    one = next(point for point in study.results.points.points if point.arm == "moe")
+
+    def line(names: list[tuple[str, str]]) -> dict[str, list[float]]:
+        found = [
+            one.model_copy(update={"arm": arm, "variant": v, "x": {"total": n}}) for n, (arm, v) in enumerate(names)
+        ]
+        grouped = points.series(study, Points(x="total", points=found), one.task, lines=True)
+        return {label: [point.x["total"] for point in series] for label, series in grouped.items()}
+
+    assert line([("experts_2", ""), ("all_ranks_8", ""), ("experts_6", ""), ("moe", "")]) == {
+        "experts": [0, 2],
+        "all_ranks": [1],
+        "moe": [3],
+    }
+    # Sizes of one base are one line, bases of two families are two, and other variants are not taken apart.
+    assert line([("moe", "qwen3-0.6b"), ("moe", "qwen3-8b")]) == {"moe": [0, 1]}
+    assert line([("moe", "qwen3-0.6b"), ("moe", "mistral-7b"), ("moe", "qwen3-8b")]) == {
+        "moe, qwen3": [0, 2],
+        "moe, mistral": [1],
+    }
+    assert line([("moe", "with"), ("moe", "without")]) == {"moe": [0, 1]}
 
 
 def test_points_table_has_only_what_was_measured(studies: Get) -> None:

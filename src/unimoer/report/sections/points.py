@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,14 @@ from unimoer.schema.results import Point, Points
 from unimoer.types import Task
 
 _LOGARITHMIC = ("steps", "trainable", "total", "rank")
+_COORDINATES = {
+    "steps": "steps of a task",
+    "trainable": "trainable parameters",
+    "total": "parameters of base and adapter",
+    "rank": "rank",
+}
+_SIZE = re.compile(r"[-_]\d[\w.]*$")
+"""What a name ends in where arms or variants are points of one line: `embedding_rank_16`, `qwen3-0.6b`."""
 Series = dict[str, list[Point]]
 """Label -> points by their coordinate."""
 Value = Callable[[Point], Number | None]
@@ -33,12 +42,12 @@ def build(study: StudyFolder) -> Section | None:
         return None
     tasks = [task for task in Task if any(point.task == task for point in found.points)]
     return Section(
-        f"Scores and interference over {found.x}",
+        f"Scores and interference over {_COORDINATES.get(found.x, found.x)}",
         paragraphs=[paragraph for task in tasks if (paragraph := _summary(found, task))],
         drawings=[
             Drawing(
                 "points",
-                f"Scores and interference over {found.x}",
+                f"Scores and interference over {_COORDINATES.get(found.x, found.x)}",
                 f"{study.metric_label} averaged over collections, then the share of the specialist's score that an arm "
                 "loses (TIR)"
                 + (", then the share of that loss that it wins back" if _recovers(found) else "")
@@ -52,8 +61,11 @@ def build(study: StudyFolder) -> Section | None:
     )
 
 
-def series(study: StudyFolder, found: Points, task: Task) -> Series:
-    """Points of one task by arm; where an arm has several at one place, by the coordinates that tell them apart."""
+def series(study: StudyFolder, found: Points, task: Task, *, lines: bool = False) -> Series:
+    """Points of one task by arm; where an arm has several at one place, by the coordinates that tell them apart.
+
+    With `lines`, arms whose names differ in a size alone are one series; so are variants, and those of two bases two.
+    """
     points = [point for point in found.points if point.task == task]
     others = {name: {point.x[name] for point in points if name in point.x} for point in points for name in point.x}
     others.pop(found.x, None)
@@ -64,11 +76,15 @@ def series(study: StudyFolder, found: Points, task: Task) -> Series:
         if len(others[name]) > 1:
             apart.append(name)
     named = len({_key(point, apart, found.x) for point in points}) < len(points)
+    variants = {point.variant for point in points}
+    several = 1 < len({_SIZE.sub("", variant) for variant in variants}) < len(variants)
     grouped: Series = {}
     for point in sorted(points, key=lambda point: (point.x.get(found.x, 0.0), point.step or 0)):
         words = [f"{text.compact(point.x[name])} {name}" for name in apart if name in point.x]
         words += [point.variant] if named and point.variant else []
+        words += [_SIZE.sub("", point.variant)] if lines and several and not named else []
         arm = "specialist" if point.arm == study.specialist(task) else study.label(point.arm)
+        arm = _SIZE.sub("", arm) if lines else arm
         grouped.setdefault(", ".join([arm, *words]), []).append(point)
     return grouped
 
@@ -163,7 +179,7 @@ def _draw(study: StudyFolder, found: Points) -> Figure:
     layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
     figure = Figure(figsize=(draw.WIDTH, 1.05 + 1.5 * len(rows)), layout=layout)
     grid = figure.subplots(len(rows), len(Task), sharex=True, sharey="row", squeeze=False)
-    by_task = {task: series(study, found, task) for task in Task}
+    by_task = {task: series(study, found, task, lines=True) for task in Task}
     styles = _styles(study, list(dict.fromkeys(label for lines in by_task.values() for label in lines)))
     ruler = _Ruler(found)
     criterion = study.results.criterion
@@ -230,7 +246,7 @@ class _Ruler:
         if not self.numeric and max(map(len, self.ticks.values())) > 4:
             axes.tick_params(axis="x", labelrotation=90)
         axes.margins(x=0.08)
-        axes.set_xlabel(self.x)
+        axes.set_xlabel(_COORDINATES.get(self.x, self.x))
 
     def _apart(self) -> list[int]:
         """Indices of ticks whose labels do not touch."""
