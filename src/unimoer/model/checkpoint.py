@@ -24,12 +24,15 @@ from unimoer.files import new_folder, read_json, write_json
 from unimoer.model.experts import active_ranks, grow_expert
 from unimoer.model.scoring import score_candidates
 from unimoer.model.unified import UnifiedModel
+from unimoer.types import Task
 
 FORMAT = 1
 GOLDEN_QUERY = "how are planets formed"
 GOLDEN_DOCUMENT = "Planets grow from the disc of gas and dust around a young star."
 GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Largest allowed difference, relative to the size of the output; bfloat16 differs between kinds of hardware."""
+BASE_INSIDE = {"folder": "base", "file": "base.gguf"}
+"""What the frozen base is called in a checkpoint that brings it along."""
 
 
 def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
@@ -152,6 +155,9 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
 def read_description(folder: Path) -> dict[str, Any]:
     """`unimoer.json` of a checkpoint, with `model` as a checked `ModelConfig` and all fields present.
 
+    `tasks` is what it was trained for, where the file says it. A base that the checkpoint brings along is named by its
+    path.
+
     Raises:
         UserError: it is missing, broken, of another format, or lacks a field.
     """
@@ -166,7 +172,20 @@ def read_description(folder: Path) -> dict[str, Any]:
     active = description.get("active_ranks", {})
     if not isinstance(active, dict) or not all(isinstance(ranks, int) for ranks in active.values()):
         raise UserError(f"{path}: 'active_ranks' is not a number of ranks for each expert")
-    return {**description, "active_ranks": active, "model": parse_model(description["model"], str(path))}
+    model = parse_model(description["model"], str(path))
+    inside, tasks = description.get("base_inside"), description.get("tasks")
+    if inside is not None:
+        if inside not in BASE_INSIDE.values():
+            raise UserError(f"{path}: 'base_inside' is '{inside}'; it can be {' or '.join(BASE_INSIDE.values())}")
+        model = model.model_copy(update={"base": str(folder / inside)})
+    if tasks is not None and (not tasks or not set(tasks) <= set(Task)):
+        raise UserError(f"{path}: 'tasks' is {tasks}; it lists {' and '.join(Task)}, or one of them")
+    return {
+        **description,
+        "active_ranks": active,
+        "model": model,
+        "tasks": None if tasks is None else tuple(map(Task, tasks)),
+    }
 
 
 def _verify(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:

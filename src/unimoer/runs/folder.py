@@ -16,6 +16,7 @@ from unimoer.config import REFERENCES, RunSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
+from unimoer.model.checkpoint import read_description
 from unimoer.schema import Environment, RunStatus, read_record
 from unimoer.types import Task
 
@@ -158,7 +159,9 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def trained_tasks(checkpoint: Path) -> tuple[Task, ...]:
-    """The tasks that the run of a checkpoint trained; both for a checkpoint on its own."""
+    """What a checkpoint was trained for, by its run or, on its own, by its file; both tasks where neither says it."""
     run = run_of(checkpoint)
     spec = read_spec(run) if run is not None else None
-    return tuple(Task) if spec is None or spec.train is None else spec.train.tasks
+    if spec is not None and spec.train is not None:
+        return spec.train.tasks
+    return read_description(checkpoint)["tasks"] or tuple(Task)
