@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +15,15 @@ import psutil
 from unimoer.schema.run import Environment, Hardware
 
 PACKAGES = ("unimoer", "torch", "transformers", "tokenizers", "numpy", "bm25s", "pytrec-eval-terrier", "peft")
+
+
+@cache
+def _commit() -> tuple[str | None, bool | None]:
+    """Of the code that this process has loaded, asked once: the checkout may move on while a study runs."""
+    # An installed wheel may lie inside somebody else's repository, whose commit would say nothing.
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None, None
+    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
 def _git(*arguments: str) -> str | None:
@@ -46,11 +56,10 @@ def _cpu_name() -> str:
 
 def environment(device: str) -> Environment:
     """What a reader needs to judge or repeat a measurement made here."""
-    # An installed wheel may lie inside somebody else's repository, whose commit would say nothing.
-    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit, dirty = _commit()
     return Environment(
-        git_commit=_git("rev-parse", "HEAD") if ours else None,
-        git_dirty=bool(_git("status", "--porcelain", "--untracked-files=no")) if ours else None,
+        git_commit=commit,
+        git_dirty=dirty,
         packages={name: found for name in PACKAGES if (found := _version(name))},
         python=platform.python_version(),
         hardware=Hardware(

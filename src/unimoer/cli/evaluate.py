@@ -29,6 +29,9 @@ def evaluate(
     depth: Annotated[int | None, typer.Option(min=1, help="Candidates a query to rerank [default: 100].")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Sample this many queries.")] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="Sample the corpus down to this many.")] = None,
+    split_identifiers: Annotated[
+        bool, typer.Option("--split-identifiers", help="With --data: let BM25 split camelCase and snake_case (code).")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Where results go [default: the run's own folder].")] = None,
     trec: Annotated[
         Path | None,
@@ -52,7 +55,7 @@ def evaluate(
     asked = {"split": split, "first_stage": first_stage, "rerank_depth": depth}
     asked |= {"queries": queries, "documents": documents}
     given = {name: value for name, value in asked.items() if value is not None}
-    wanted = suite_of(run, data, suite, SuiteConfig.model_validate(given))
+    wanted = suite_of(run, data, suite, SuiteConfig.model_validate(given), split_identifiers=split_identifiers)
     with Progress(console, {}) as progress:
         scores = evaluate_checkpoint(
             run,

@@ -54,7 +54,8 @@ def run(
     if arms is not None:
         changes.append(f"arms=[{arms}]")
     elif found.arms is not None and config is None:
-        changes.append(f"arms=[{','.join(found.arms)}]")
+        # First: what the user sets comes after it.
+        changes.insert(0, f"arms=[{','.join(found.arms)}]")
     settings = load_config(place, changes)
     folder = output or Path("runs") / found.prepare(settings).name
     run_study(

@@ -17,6 +17,7 @@ from unimoer.assets import cache_dir, staged
 from unimoer.config import NegativesConfig
 from unimoer.data.bm25 import BM25
 from unimoer.data.formats import judged
+from unimoer.errors import UserError
 from unimoer.types import Qrels, RetrievalDataset, Run
 
 MINER_VERSION = "1"
@@ -27,20 +28,28 @@ BATCH = 1024
 
 Negatives = dict[str, list[str]]
 """Query id -> document ids, hardest first."""
+Positives = dict[str, set[str]]
+"""Query id -> ids of relevant documents."""
 
 
 def mine(
-    dataset: RetrievalDataset, split: str, *, scorer: Run | BM25, config: NegativesConfig | None = None
+    dataset: RetrievalDataset,
+    split: str,
+    *,
+    scorer: Run | BM25,
+    config: NegativesConfig | None = None,
+    known: Positives | None = None,
 ) -> Negatives:
     """Negatives for every query of `split` that has a relevant document; fewer where the filter leaves fewer.
 
     A document is never a negative of a query that any split judges it relevant for, nor when its content equals that of
-    such a document or it is of the same family. A positive that a run does not list is taken to score as its last
+    such a document or it is of the same family. `known` are relevant documents that the data set does not say, as that
+    of one split does not say those of others. A positive that a run does not list is taken to score as its last
     document does, which bounds it from above; BM25 scores it exactly. Any engine's ranking is such a run: `read_trec`
     reads one.
     """
     mined: Negatives = {}
-    for batch in _batches(dataset, split, (), lambda: scorer, config or NegativesConfig()):
+    for batch in _batches(dataset, split, (), lambda: scorer, config or NegativesConfig(), known or {}):
         mined.update(batch)
     return mined
 
@@ -51,6 +60,7 @@ def mine_cached(
     *,
     scorer: Run | BM25 | None = None,
     config: NegativesConfig | None = None,
+    known: Positives | None = None,
 ) -> Negatives:
     """`mine`, kept as JSON in the cache folder under a hash of the data, scorer and configuration.
 
@@ -59,6 +69,8 @@ def mine_cached(
     """
     config = config or NegativesConfig()
     key = [MINER_VERSION, dataset.fingerprint, split, config.model_dump_json(), _identity(scorer)]
+    if known:
+        key.append(json.dumps({query: sorted(documents) for query, documents in sorted(known.items())}))
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()
     path = cache_dir() / "negatives" / f"{digest[:32]}.json"
     if path.exists():
@@ -69,17 +81,22 @@ def mine_cached(
         return BM25.of(dataset, split_identifiers=config.split_identifiers) if scorer is None else scorer
 
     partial = path.with_suffix(".partial.jsonl")
-    mined = _kept(partial)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered and to the end of the file: a batch is one write, whole also beside another process's.
-    with partial.open("ab", buffering=0) as file:
-        for batch in _batches(dataset, split, mined, build, config):
-            file.write("".join(json.dumps([query, keys]) + "\n" for query, keys in batch.items()).encode())
-            mined.update(batch)
-    mined = {query: mined[query] for query in judged(dataset, split)}
-    with staged(path) as temporary:
-        temporary.write_text(json.dumps(mined), "utf-8")
-    partial.unlink(missing_ok=True)
+    try:
+        mined = _kept(partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered and to the end of the file: a batch is one write, whole also beside another process's.
+        with partial.open("ab", buffering=0) as file:
+            for batch in _batches(dataset, split, mined, build, config, known or {}):
+                file.write("".join(json.dumps([query, keys]) + "\n" for query, keys in batch.items()).encode())
+                mined.update(batch)
+        mined = {query: mined[query] for query in judged(dataset, split)}
+        with staged(path) as temporary:
+            temporary.write_text(json.dumps(mined), "utf-8")
+        partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written: {error.strerror}; free space, or move the cache with $UNIMOER_CACHE"
+        ) from error
     return mined
 
 
@@ -89,6 +106,7 @@ def _batches(
     done: Collection[str],
     scorer: Callable[[], Run | BM25],
     config: NegativesConfig,
+    known: Positives,
 ) -> Iterator[Negatives]:
     """The negatives of every query that is not `done`, `BATCH` queries at a time."""
     qrels = judged(dataset, split)
@@ -96,7 +114,7 @@ def _batches(
     first = list(islice(left, BATCH))
     if not first:
         return
-    positives = _positives(dataset, qrels)
+    positives = _positives(dataset, qrels, known)
     largest_family = max(Counter(dataset.families.values()).values(), default=0)
     depth = config.range_max + max(map(len, positives.values()), default=0) * max(1, largest_family)
     ranked = scorer()
@@ -161,9 +179,18 @@ def judged_negatives(dataset: RetrievalDataset, split: str) -> Negatives:
     }
 
 
-def _positives(dataset: RetrievalDataset, queries: Collection[str]) -> dict[str, set[str]]:
+def relevant_elsewhere(dataset: RetrievalDataset, split: str) -> Positives:
+    """What other splits judge relevant for the queries of this one, by query; none where no split shares a query."""
+    found: Positives = {}
+    for other, qrels in dataset.qrels.items():
+        for query in qrels.keys() & dataset.split(split).keys() if other != split else ():
+            found.setdefault(query, set()).update(key for key, grade in qrels[query].items() if grade > 0)
+    return {query: documents for query, documents in found.items() if documents}
+
+
+def _positives(dataset: RetrievalDataset, queries: Collection[str], known: Positives) -> dict[str, set[str]]:
     """Relevant documents by all splits: what another split knows to be relevant is no negative in this one."""
-    found: dict[str, set[str]] = {query: set() for query in queries}
+    found = {query: {key for key in known.get(query, ()) if key in dataset.corpus} for query in queries}
     for qrels in dataset.qrels.values():
         for query, grades in qrels.items():
             if query in found:

@@ -10,7 +10,7 @@ from pathlib import Path
 from unimoer.config import DataConfig, DomainConfig
 from unimoer.data.formats import judged, load_dataset
 from unimoer.data.held_out import held_out, training_corpus
-from unimoer.data.negatives import judged_negatives, mine_cached
+from unimoer.data.negatives import Positives, judged_negatives, mine_cached, relevant_elsewhere
 from unimoer.data.subset import subset
 from unimoer.data.trec import read_trec
 from unimoer.errors import UserError, did_you_mean
@@ -61,7 +61,7 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
     left_out = len(full.split(config.split)) - len(judged(full, config.split))
     hidden = held_out(full, config.split).held_out
     run, mined_from = _given_run(name, dataset, config)
-    examples = _examples(name, dataset, config, data, run)
+    examples = _examples(name, dataset, config, data, run, relevant_elsewhere(shown, config.split))
     return TrainingDomain(name, config, dataset, examples, left_out, hidden, mined_from)
 
 
@@ -90,12 +90,17 @@ def _given_run(name: str, dataset: RetrievalDataset, config: DomainConfig) -> tu
 
 
 def _examples(
-    name: str, dataset: RetrievalDataset, config: DomainConfig, data: DataConfig, run: Run | None
+    name: str,
+    dataset: RetrievalDataset,
+    config: DomainConfig,
+    data: DataConfig,
+    run: Run | None,
+    known: Positives,
 ) -> tuple[Example, ...]:
     mined: Mapping[str, list[str]] = {}
     if config.mine_negatives:
         negatives = data.negatives.model_copy(update={"split_identifiers": config.split_identifiers})
-        mined = mine_cached(dataset, config.split, scorer=run, config=negatives)
+        mined = mine_cached(dataset, config.split, scorer=run, config=negatives, known=known)
     given = judged_negatives(dataset, config.split)
     examples = []
     for query, grades in judged(dataset, config.split).items():

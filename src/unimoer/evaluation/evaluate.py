@@ -57,7 +57,9 @@ def rank(
         elif isinstance(system, ReferenceEncoder):
             run = reference.rank(system, collection.dataset, collection.queries, k=search_depth(collection))
         else:
-            run = random_search(collection, search_depth(collection)) if system == "random" else candidates
+            # A deeper list of candidates does not make BM25's search deeper than the others'.
+            wide = search_depth(collection)
+            run = random_search(collection, wide) if system == "random" else cut(candidates, wide)
         return drop_identical(run) if collection.config.ignore_identical_ids else run
     shortlist = cut(candidates, depth)
     if not isinstance(system, UnifiedModel):
@@ -113,7 +115,7 @@ def write_evaluation(
     summary = EvaluationSummary(
         dataset=collection.name,
         task=measure.task,
-        arm=arm + measure.suffix,
+        arm=arm + measure.suffix(first_stage),
         seed=seed,
         suite=suite,
         key=key,

@@ -25,15 +25,16 @@ class Measure(StrEnum):
         """Whose table it stands in: whole searches rank the corpus, as an embedding does."""
         return Task.RERANKING if self in (Measure.RERANKING, Measure.BLENDED) else Task.EMBEDDING
 
-    @property
-    def suffix(self) -> str:
-        """Of the system's name in tables."""
-        return {Measure.FUSED: "+bm25", Measure.BLENDED: "+bm25", Measure.SEARCH: "+bm25+rerank"}.get(self, "")
+    def suffix(self, first_stage: str) -> str:
+        """Of the system's name in tables. A reranked order is fused with the order it was given, whosever that is."""
+        given = "+bm25" if first_stage == "bm25" else "+first"
+        return {Measure.FUSED: "+bm25", Measure.BLENDED: given, Measure.SEARCH: "+bm25+rerank"}.get(self, "")
 
 
 def measures(tasks: Sequence[Task], *, whole: bool) -> list[Measure]:
     """What is measured of a system that serves `tasks`; fused rankings on request."""
-    found = [Measure(task.value) for task in tasks]
+    # In the order of stages, whatever an arm names first: reranking may need the search.
+    found = [Measure(task.value) for task in Task if task in tasks]
     if whole and Task.RERANKING in tasks:
         found.append(Measure.BLENDED)
     if whole and Task.EMBEDDING in tasks:

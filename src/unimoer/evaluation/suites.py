@@ -50,6 +50,12 @@ SUITES: dict[str, Callable[[], dict[str, CollectionConfig]]] = {
 """By name; a suite may also be a folder of folders in BEIR layout, or be written out in a configuration."""
 
 
+def collection_of(source: str) -> CollectionConfig:
+    """The collection of a source: as a named suite has it, if one does, since its settings belong to the data."""
+    listed = (config for make in SUITES.values() for config in make().values())
+    return next((config for config in listed if config.source == source), CollectionConfig(source=source))
+
+
 def list_collections(suite: SuiteConfig) -> dict[str, CollectionConfig]:
     """The collections of a suite by name; what one leaves open is as the suite has it.
 

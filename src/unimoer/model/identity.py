@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from unimoer.config import ModelConfig
 from unimoer.model.backbone import locate
 
-_SAMPLE = 1 << 16
-"""Bytes read from the start, the middle and the end of a weight file."""
+_SAMPLE = 1 << 10
+"""Bytes read from the start, the middle and the end of every tensor."""
 
 
 def base_identity(config: ModelConfig) -> str:
     """Sixteen hex digits over the base's files; of a hub model that is not on this machine, over its name and revision.
 
-    Large files are sampled: a different model, or another revision of it, differs in size or in what is sampled.
+    Of weights every tensor is sampled: two bases that differ in any matrix, as two merged adapters do, are two.
     """
     return _identity(locate(config.base), config.revision or "main")
 
@@ -30,20 +33,28 @@ def _identity(location: str, revision: str) -> str:
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".json") and file.is_file():
             content.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            content.update(_sampled(file))
+            for part in _sampled(file) if file.suffix == ".safetensors" else [file.read_bytes()]:
+                content.update(part)
     return content.hexdigest()[:16]
 
 
-def _sampled(file: Path) -> bytes:
-    size = file.stat().st_size
-    if size <= 3 * _SAMPLE:
-        return file.read_bytes()
-    parts = []
+def _sampled(file: Path) -> Iterator[bytes]:
+    """The header, which names every tensor with its place, and samples of each."""
     with file.open("rb") as stream:
-        for start in (0, size // 2, size - _SAMPLE):
-            stream.seek(start)
-            parts.append(stream.read(_SAMPLE))
-    return b"".join(parts)
+        try:
+            [length] = struct.unpack("<Q", stream.read(8))
+            header = stream.read(length)
+            places = [one["data_offsets"] for name, one in json.loads(header).items() if name != "__metadata__"]
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+            # Not safetensors: loading it will say so.
+            stream.seek(0)
+            yield stream.read(3 * _SAMPLE)
+            return
+        yield header
+        for start, end in sorted(places):
+            for place in sorted({start, max(start, (start + end) // 2), max(start, end - _SAMPLE)}):
+                stream.seek(8 + length + place)
+                yield stream.read(min(_SAMPLE, end - place))
 
 
 def forget() -> None:

@@ -97,6 +97,13 @@ class StudyFolder:
                 return f"{task.capitalize()} specialist"
         return SHARED if system == self.shared else _LABELS.get(system, system)
 
+    def given(self, suite: str) -> str:
+        """What the row of BM25 is in a suite's reranking: the order of the candidates, whoever made it."""
+        plan = self.results.plan.declared.suites.get(suite)
+        first = "bm25" if plan is None else plan.first_stage
+        names = {"bm25": self.label(BM25), "dense": f"{self.label(BM25)}, candidates of its own"}
+        return names.get(first, f"Order given, {first.rstrip('/').rpartition('/')[2]}")
+
     def learned(self, arm: str) -> bool:
         """Whether the arm's routing was learned: declared so, and not found unmoved after training."""
         found: ArmResult = self.results.arms[arm]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import torch
 
 from unimoer.config import BM25, RANDOM, UNTRAINED, CollectionConfig, ModelConfig, RunSpec, SuiteConfig, SuiteSpec
 from unimoer.errors import UserError
-from unimoer.evaluation.suites import list_collections
+from unimoer.evaluation.suites import collection_of, list_collections
 from unimoer.files import write_json, write_text
 from unimoer.model.checkpoint import load_model, read_description
 from unimoer.model.identity import base_identity
 from unimoer.model.unified import UnifiedModel
-from unimoer.runs.data import forget
+from unimoer.runs.data import forget, lacking
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch
 from unimoer.runs.folder import checkpoint_folder, expected, read_spec, run_of, trained_tasks
@@ -27,13 +28,17 @@ TRAINED = "trained"
 """The system's name where a checkpoint lies in no run folder."""
 
 
-def suite_of(run: Path, sources: Sequence[str] | None, suite: str | None, common: SuiteConfig) -> SuiteConfig:
+def suite_of(
+    run: Path, sources: Sequence[str] | None, suite: str | None, common: SuiteConfig, *, split_identifiers: bool = False
+) -> SuiteConfig:
     """What to evaluate on: sources by name, a suite, or what the run was evaluated on; `common` changes the latter
-    where it says something.
+    where it says something. `split_identifiers` is for the BM25 of sources; embedded ones bring it where they need it.
 
     Raises:
         UserError: nothing is named and the run has no configuration, or two sources have one name.
     """
+    if split_identifiers and not sources:
+        raise UserError("--split-identifiers: goes with --data; a suite's collections say it themselves")
     if sources and suite:
         raise UserError("--data and --suite: name collections or a suite, not both")
     if suite is not None:
@@ -43,14 +48,21 @@ def suite_of(run: Path, sources: Sequence[str] | None, suite: str | None, common
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"--data: two sources are named '{twice}', and results of one would replace the other's")
-        found = {name: CollectionConfig(source=source) for name, source in zip(names, sources, strict=True)}
+        found = {name: collection_of(source) for name, source in zip(names, sources, strict=True)}
+        if split_identifiers:
+            found = {name: one.model_copy(update={"split_identifiers": True}) for name, one in found.items()}
         return common.model_copy(update={"collections": found})
     place = run_of(checkpoint_folder(run))
     spec = read_spec(place) if place is not None else None
     if spec is None:
         raise UserError(f"{run}: no config.yaml to take collections from; name them with --data or --suite")
     changes = {name: getattr(common, name) for name in common.model_fields_set}
-    return spec.suites[0].suite.model_copy(update=changes)
+    own = spec.suites[0].suite
+    if not isinstance(own.collections, str):
+        # What a collection says itself would win over what was asked for.
+        said = {name: value for name, value in changes.items() if name in CollectionConfig.model_fields}
+        changes["collections"] = {name: one.model_copy(update=said) for name, one in own.collections.items()}
+    return own.model_copy(update=changes)
 
 
 def evaluate_checkpoint(
@@ -83,6 +95,8 @@ def evaluate_checkpoint(
     model = read_description(folder)["model"]
     watch(Event("say", "preparing data", ", ".join(list_collections(suite))))
     named = suite_spec("extra", suite, wanted)
+    for line in lacking(suite):
+        watch(Event("note", line))
     spec = read_spec(place) if place is not None else None
     # The head that the run began with, where that is known: a learned one starts at random.
     seed = spec.seed if spec is not None else 0
@@ -135,5 +149,7 @@ def _system(
 
 
 def _name(source: str) -> str:
-    """A folder name for a source: its last part."""
-    return source.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
+    """A folder name for a source: the name of its folder, or the last part of its id, without what no name may hold."""
+    place = Path(source).expanduser()
+    last = place.resolve().name if place.is_dir() else source.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-") or "data"

@@ -28,6 +28,26 @@ def candidates(config: SuiteConfig, collection: str) -> Run:
     return _candidates(config.model_dump_json(), collection)
 
 
+def lacking(config: SuiteConfig) -> list[str]:
+    """Collections whose run file has no candidates for some queries, a line each: such a query scores 0 in all systems.
+
+    Raises:
+        UserError: a run file is missing, broken, or lists documents that the collection lacks.
+    """
+    if config.first_stage in ("bm25", "dense"):
+        return []
+    lines = []
+    for name, collection in suite_data(config).items():
+        found = candidates(config, name)
+        missing = [query for query in collection.queries if not found.get(query)]
+        if missing:
+            lines.append(
+                f"{name}: {config.first_stage} has no candidates for {len(missing):,} of "
+                f"{len(collection.queries):,} queries, such as '{missing[0]}', which all systems score 0 on"
+            )
+    return lines
+
+
 def bm25(config: SuiteConfig, collection: str) -> Run:
     """BM25's own ranking of a collection, whatever its first stage is."""
     return _bm25(config.model_dump_json(), collection)

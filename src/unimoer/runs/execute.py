@@ -21,7 +21,7 @@ from unimoer.runs import data
 from unimoer.runs.evaluate import evaluate
 from unimoer.runs.events import Event, Watch, ignore
 from unimoer.runs.folder import FINAL, check_same, is_trained, locked, moments, write_spec
-from unimoer.runs.identity import check_content
+from unimoer.runs.identity import check_content, model_identity
 from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
 from unimoer.schema import RunStatus, read_record, write_record
 from unimoer.schema.run import ServingCosts, TrainingSummary
@@ -67,6 +67,8 @@ def execute(spec: RunSpec, folder: Path, watch: Watch = ignore) -> None:
             if model is None:
                 if spec.model is None:
                     return load_encoder(spec.arm, device)
+                found = model_identity(base_identity(spec.model), spec.model, device)
+                check_content("model.base", {spec.model.base: found}, {spec.model.base: spec.identity})
                 return UnifiedModel(spec.model, device, seed=spec.seed)
             _load_moment(model, folder, moment)
             return model
@@ -104,6 +106,8 @@ def _trained(
     """The run's model at the end of its training, which is done now if it was not."""
     name = f"{spec.arm} seed {spec.seed}"
     watch(Event("say", name, "loading the model"))
+    base = settings.model.base
+    check_content("model.base", {base: base_identity(settings.model)}, {base: settings.base})
     model = UnifiedModel(settings.model, device, seed=settings.seed)
     done = is_trained(folder) if group.is_main else False
     if group.agree("trained" if done else None) is not None:
@@ -117,8 +121,6 @@ def _trained(
     domains = data.training_data(settings.data)
     found = {name: domain.fingerprint for name, domain in domains.items()}
     check_content("data.domains", found, settings.fingerprints)
-    base = settings.model.base
-    check_content("model.base", {base: base_identity(settings.model)}, {base: settings.base})
     counters = train(
         settings,
         model,

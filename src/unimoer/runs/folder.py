@@ -44,10 +44,12 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise UserError(f"{folder}: another run (process {holder}) works here; wait for it or stop it") from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            # Unbuffered: on a full disk, closing the file would try to write what it holds once more.
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}; free space") from error
         yield
 
 

@@ -70,6 +70,9 @@ class CollectionPlan(Record):
     """Relevant documents in all."""
     distractors: int = 0
     """Documents that are neither relevant to a test query nor a positive in training."""
+    split_identifiers: bool = False
+    instruction: str | None = None
+    ignore_identical_ids: bool = False
     notes: str = ""
 
     @property
@@ -86,6 +89,7 @@ class SuitePlan(Record):
     candidates: str = ""
     """SHA-256 of the run files that the first stage reads; empty where candidates are computed."""
     depth: int
+    first_stage_weight: float | None = None
 
 
 class PlannedRun(Record):
@@ -132,6 +136,8 @@ class Plan(Record):
     """The current one; the same as the first where there is no amendment."""
     frozen: str
     """SHA-256 of the first declaration."""
+    first: Declaration | None = None
+    """The first declaration, where amendments have changed it since."""
     time: str
     """Of the first run."""
     amendments: list[Amendment] = []

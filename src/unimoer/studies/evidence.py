@@ -108,12 +108,13 @@ def read_evidence(folder: Path) -> Evidence:
     for entry in plan.runs:
         run = _read_run(folder / "runs" / Path(entry.folder).name, entry.variant)
         runs.append(run)
+        stages = {suite.name: suite.suite.first_stage for suite in run.spec.suites}
         for wanted in expected(run.folder, run.spec):
             measure, file = wanted.measure, wanted.folder / "per_query.jsonl"
             key = Key(
                 wanted.suite,
                 run.spec.variant,
-                run.arm + measure.suffix,
+                run.arm + measure.suffix(stages[wanted.suite]),
                 run.seed,
                 wanted.step,
                 wanted.collection,

@@ -31,6 +31,7 @@ from unimoer.schema.plan import Criterion
 from unimoer.studies.cells import cell, family, number, samples
 from unimoer.studies.conflicts import summarise_conflicts
 from unimoer.studies.evidence import Evidence
+from unimoer.studies.planning import declaration_hash
 from unimoer.types import Task
 
 Name = TypeVar("Name", bound=str)
@@ -103,10 +104,11 @@ def decide(evidence: Evidence, variant: str | None = None) -> Decision:
     datasets = {name: {task: corrected[f"{task} {name}"] for task in pair} for name, pair in datasets.items()}
 
     reasons = _preliminary_reasons(tasks, len(seeds))
+    plan = evidence.plan
     support = supported([found.tir.region for found in tasks.values()])
     return Decision(
         study=declared.study,
-        name=evidence.plan.name,
+        name=plan.name,
         verdict=verdict(declared.criterion, [found.tir.mean for found in tasks.values()]),
         supported=support,
         plain=PLAIN[support],
@@ -114,9 +116,9 @@ def decide(evidence: Evidence, variant: str | None = None) -> Decision:
         preliminary=bool(reasons),
         preliminary_reasons=reasons,
         criterion=declared.criterion,
-        frozen=evidence.plan.frozen,
-        time=evidence.plan.time,
-        amendments=evidence.plan.amendments,
+        frozen=declaration_hash(declared) if plan.amendments else plan.frozen,
+        time=plan.amendments[-1].time if plan.amendments else plan.time,
+        amendments=plan.amendments,
         seeds=seeds,
         budget=declared.budget,
         tasks=tasks,
@@ -199,8 +201,8 @@ def _corrected(cells: Mapping[Name, TaskDecision], declared: Sequence[str]) -> d
 
 def _preliminary_reasons(tasks: Mapping[Task, TaskDecision], seeds: int) -> list[str]:
     reasons = [
-        f"{task}: the specialist does not beat the untrained model beyond doubt (gain {found.gain.mean:+.3f}, "
-        f"95% interval {found.gain.low:+.3f} to {found.gain.high:+.3f})"
+        f"{task}: the specialist does not beat the untrained model beyond doubt (gain {_signed(found.gain.mean)}, "
+        f"95% interval {_signed(found.gain.low)} to {_signed(found.gain.high)})"
         for task, found in tasks.items()
         if found.status == "underpowered"
     ]
@@ -208,6 +210,11 @@ def _preliminary_reasons(tasks: Mapping[Task, TaskDecision], seeds: int) -> list
         missing = "the intervals hold no seed noise" if seeds == 1 else "seed noise is barely known"
         reasons.append(f"{seeds} {'seed' if seeds == 1 else 'seeds'} of at least {SEEDS_NEEDED}: {missing}")
     return reasons
+
+
+def _signed(value: float | None) -> str:
+    """One query has no spread, and so no bounds."""
+    return "unknown" if value is None else f"{value:+.3f}"
 
 
 def _conflicts(evidence: Evidence, variant: str | None) -> Conflicts | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from unimoer.config import JOINT, SPECIALIST, StudyConfig
 from unimoer.errors import UserError
+from unimoer.evaluation.first_stage import is_shared
 from unimoer.studies import interference, recovery
 from unimoer.studies.evidence import Evidence
 from unimoer.studies.routing_summary import summarise_routing
@@ -14,13 +15,19 @@ from unimoer.types import Task
 
 
 def check(config: StudyConfig) -> None:
-    """Raises: UserError when the arms that the verdict compares are not all there."""
+    """Raises: UserError when the arms that the verdict compares are not all there, or rerank different lists."""
     needed = [*SPECIALIST.values(), JOINT]
     missing = [name for name in needed if name not in config.arms]
     if missing:
         raise UserError(
             f"arms: the verdict compares {', '.join(needed)}, and '{missing[0]}' is not among them; add it, or train "
             "single arms with `unimoer train`"
+        )
+    if not is_shared(config.evaluation.suites[config.suite].first_stage):
+        raise UserError(
+            f"evaluation.suites.{config.suite}.first_stage: with 'dense' every arm reranks a list of its own, and what "
+            "sharing costs its reranker cannot be told from its search; name bm25 or run files, or put another suite "
+            "first"
         )
 
 

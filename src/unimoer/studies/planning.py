@@ -190,39 +190,49 @@ def _domains(points: Mapping[str, StudyConfig]) -> dict[str, DomainPlan]:
 
 def _suite(suite: SuiteConfig, points: Mapping[str, StudyConfig]) -> SuitePlan:
     """A suite, and how much of it training shows at any point of the study."""
-    positives: dict[str, set[str]] = {}
-    for point in points.values():
-        for domain in training_data(point.data).values():
-            shown = positives.setdefault(domain.config.source, set())
-            shown.update(key for example in domain.examples for key in example.positive_ids)
+    # By content: one data set has several names, and its documents may stand in another one too.
+    shown = {
+        domain.dataset.corpus[key].content
+        for point in points.values()
+        for domain in training_data(point.data).values()
+        for example in domain.examples
+        for key in example.positive_ids
+    }
     return SuitePlan(
-        collections={
-            key: _collection(collection, positives.get(collection.config.source, set()))
-            for key, collection in suite_data(suite).items()
-        },
+        collections={key: _collection(collection, shown) for key, collection in suite_data(suite).items()},
         first_stage=suite.first_stage,
         candidates=candidates_fingerprint(suite.first_stage, suite_data(suite)),
         depth=suite.rerank_depth,
+        first_stage_weight=suite.first_stage_weight,
     )
 
 
-def _collection(collection: Collection, positives: set[str]) -> CollectionPlan:
-    """What is evaluated on, and how much of it training has shown: counted rather than declared."""
+def _collection(collection: Collection, shown: set[str]) -> CollectionPlan:
+    """What is evaluated on, and how much of it training has shown as positives: counted rather than declared."""
+    corpus = collection.dataset.corpus
     relevant = {key for grades in collection.qrels.values() for key, grade in grades.items() if grade > 0}
+    positives = {key for key, document in corpus.items() if document.content in shown}
     return CollectionPlan(
         source=collection.config.source,
         split=collection.split,
-        documents=len(collection.dataset.corpus),
+        documents=len(corpus),
         queries=len(collection.qrels),
         fingerprint=collection.dataset.fingerprint,
         seen=len(relevant & positives),
         relevant=len(relevant),
-        distractors=len(collection.dataset.corpus.keys() - relevant - positives),
+        distractors=len(corpus.keys() - relevant - positives),
+        split_identifiers=collection.config.split_identifiers,
+        instruction=collection.config.instruction,
+        ignore_identical_ids=collection.config.ignore_identical_ids,
         notes=collection.dataset.notes,
     )
 
 
 def declaration_hash(declared: Declaration) -> str:
     """SHA-256 of everything that was declared."""
-    text = json.dumps(declared.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of(declared.model_dump(mode="json"))
+
+
+def hash_of(declared: Mapping[str, Any]) -> str:
+    """As `declaration_hash`, of a declaration as it stands in a file."""
+    return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()

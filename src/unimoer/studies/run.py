@@ -12,13 +12,14 @@ import yaml
 from rich.console import Console
 
 from unimoer.config import RunSpec, StudyConfig
+from unimoer.errors import UserError
 from unimoer.evaluation.suites import list_collections
 from unimoer.executors import Executor
 from unimoer.executors.local import LocalExecutor
 from unimoer.executors.progress import Progress
 from unimoer.files import write_text
 from unimoer.runs import is_done
-from unimoer.runs.data import forget, suite_data, training_data
+from unimoer.runs.data import forget, lacking, suite_data, training_data
 from unimoer.runs.evaluate import kind_of
 from unimoer.runs.folder import check_same, expected, locked, write_spec
 from unimoer.runs.identity import precision
@@ -58,13 +59,18 @@ def run_study(
     variants(config)
     collections = list(list_collections(config.evaluation.suites[config.suite]))
     families = study.families(config, collections)
+    if (folder / "env.json").exists() and not (folder / "plan.json").exists():
+        raise UserError(f"{folder}: holds a single run, whose files a study would replace; choose another --output")
     existed = folder.exists()
     with locked(folder):
         try:
             with Progress(console, {}) as progress:
                 progress.update("preparing data", ", ".join(config.data.trained))
                 planned = plan_study(config, study.name, families, device)
-                plan = freeze(folder, config.name, planned, command, amend=amend)
+                # Run files too are read before anything is frozen.
+                notes = [*_left_out(config), *_probe(config, device)]
+                content = config.model_dump(mode="json")
+                plan = freeze(folder, config.name, planned, command, amend=amend, settings=content)
         except BaseException:
             # A study that cannot begin leaves nothing behind.
             if not existed:
@@ -72,10 +78,9 @@ def run_study(
             raise
         for table in arms_table(planned.declared.arms):
             console.print(table)
-        for note in [*_left_out(config), *_probe(config, device)]:
+        for note in notes:
             console.print(note, highlight=False)
         write_record(folder / "plan.json", plan)
-        content = config.model_dump(mode="json")
         write_text(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         jobs: dict[Path, RunSpec] = {}
         for spec in planned.runs:
@@ -158,6 +163,7 @@ def _left_out(config: StudyConfig) -> list[str]:
                 f"{domain.without_positive:,}"
             )
     for suite in config.evaluation.suites.values():
+        lines += lacking(suite)
         for name, collection in suite_data(suite).items():
             lines += [f"{name}: {warning}" for warning in collection.dataset.warnings]
             if collection.without_positive:

@@ -381,6 +381,20 @@ def test_experiment1_is_the_kill_gate_with_routed_experts_and_a_switch(
     assert moe["train"]["model"]["adapter"]["router"]["type"] == "sparsegen"
 
 
+def test_the_users_arms_win_over_those_of_experiment1(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("unimoer.studies.run.run_study", lambda study, config, *_, **__: seen.append(list(config.arms)))
+    monkeypatch.setattr("unimoer.report.html.build_report", lambda folder: folder)
+    monkeypatch.setattr("unimoer.report.terminal.summary", lambda folder: "")
+    three = "emb_only,rank_only,joint_single"
+    for more in (("--set", f"arms=[{three},moe_task]"), ("--arms", f"{three},moe_task"), ()):
+        assert call("run", "experiment1", "--quick", "--output", tmp_path, "--device", "cpu", *more)[0] == 0
+    assert seen[0] == seen[1] == [*three.split(","), "moe_task"]
+    assert {"joint_moe", "hard_switch"} <= set(seen[2])
+
+
 def test_queries_without_a_relevant_document_are_counted(
     call: Call, experiment: Make, data: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -52,6 +52,16 @@ def own(folder: Path, qrels: dict[str, Any]) -> dict[str, Path]:
     return {"kitchen": folder / "own"}
 
 
+def test_what_another_split_knows_to_be_relevant_is_not_mined(tmp_path: Path) -> None:
+    """The other split's judgement of the same query is gone from what training reads, and counts all the same."""
+    qrels = {"train": {"q": {"d0": 1}, "r": {"d1": 1}}, "test": {"q": {"d1": 1}}}
+    domain = prepared(own(tmp_path, qrels))
+    [first, second] = domain.examples
+    assert "d1" in domain.dataset.corpus
+    assert set(first.negative_ids) == {"d2", "d3", "d4", "d5"}
+    assert set(second.negative_ids) == {"d0", "d2", "d3", "d4", "d5"}
+
+
 def test_what_only_a_test_asks_for_is_never_shown(tmp_path: Path) -> None:
     """Neither mined nor drawn at random: it is not in the corpus that training reads."""
     domain = prepared(

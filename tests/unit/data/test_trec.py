@@ -43,6 +43,11 @@ def test_broken_run_file_names_its_line(tmp_path: Path, text: str, message: str)
         read_trec(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_query(tmp_path: Path) -> None:
+    (tmp_path / "run.trec").write_bytes(b"\xef\xbb\xbfq Q0 a 1 0.5 t\nq Q0 b 2 0.4 t\n")
+    assert read_trec(tmp_path / "run.trec") == {"q": {"a": 0.5, "b": 0.4}}
+
+
 def test_run_file_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run file"):
         read_trec(tmp_path / "absent.trec")

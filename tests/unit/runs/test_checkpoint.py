@@ -14,8 +14,11 @@ from unimoer.data.prepare import prepare
 from unimoer.data.trec import read_trec
 from unimoer.errors import UserError
 from unimoer.files import read_json
+from unimoer.model.identity import base_identity
 from unimoer.runs import execute, ignore, read_spec
 from unimoer.runs.checkpoint import evaluate_checkpoint, suite_of
+from unimoer.runs.folder import write_spec
+from unimoer.runs.identity import model_identity
 from unimoer.schema import EvaluationSummary
 from unimoer.types import Task
 
@@ -101,7 +104,9 @@ def test_the_untrained_base_is_the_one_that_the_run_began_with(
     assert scores[0] != scores[1]
     spec = read_spec(joint)
     assert spec is not None and spec.model is None and spec.train is not None
-    reference = spec.model_copy(update={"arm": "untrained", "train": None, "model": spec.train.model})
+    identity = model_identity(base_identity(spec.train.model), spec.train.model, tiny.CPU)
+    changes = {"arm": "untrained", "train": None, "model": spec.train.model, "identity": identity}
+    reference = spec.model_copy(update=changes)
     execute(reference, tmp_path / "reference")
     [file] = (tmp_path / "reference").glob("eval/*/final/kitchen/reranking/run.trec")
     expected = {tuple(line.split()[0:3:2]): line.split()[4] for line in file.read_text().splitlines()}
@@ -158,3 +163,51 @@ def test_a_folder_of_folders_is_a_suite(joint: Path, data: dict[str, Path], tmp_
     suite = suite_of(joint, None, str(data["kitchen"].parent), COMMON.model_copy(update={"queries": 4}))
     found = evaluated(joint, suite, tasks=(Task.EMBEDDING,), output=tmp_path)
     assert {(one.dataset, one.queries) for one in found} == {("kitchen", 4), ("garden", 4)}
+
+
+def test_a_source_brings_the_settings_that_its_suite_has(joint: Path, tmp_path: Path) -> None:
+    """Without them BM25 reads source code as whole words, and every model beside it looks good."""
+    found = suite_of(joint, ["embedded:code", "embedded:cwe"], None, COMMON).collections
+    assert isinstance(found, dict)
+    assert {name: one.split_identifiers for name, one in found.items()} == {"code": True, "cwe": False}
+    own = suite_of(joint, ["folder"], None, COMMON, split_identifiers=True).collections
+    assert isinstance(own, dict) and own["folder"].split_identifiers
+    with pytest.raises(UserError, match="--split-identifiers: goes with --data"):
+        suite_of(joint, None, None, COMMON, split_identifiers=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("hf:ORG/NAME#CONFIG", "NAME-CONFIG"),
+        ("ir:beir/nq/test", "test"),
+        ("embedded:cwe", "cwe"),
+        ("my data", "my-data"),
+        (".", "here it is"),
+    ],
+)
+def test_every_source_has_a_name_that_a_folder_may_have(
+    source: str, name: str, joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here it is").mkdir()
+    monkeypatch.chdir(tmp_path / "here it is")
+    found = suite_of(joint.resolve(), [source], None, COMMON)
+    assert isinstance(found.collections, dict)
+    assert list(found.collections) == [name.replace(" ", "-")]
+    SuiteConfig.model_validate(found.model_dump())
+
+
+def test_options_win_over_what_a_collection_says_itself(joint: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(joint, tmp_path / "run")
+    spec = read_spec(run)
+    assert spec is not None
+    suite = spec.suites[0].suite
+    assert isinstance(suite.collections, dict)
+    own = {name: one.model_copy(update={"queries": 7, "split": "dev"}) for name, one in suite.collections.items()}
+    changed = spec.suites[0].model_copy(update={"suite": suite.model_copy(update={"collections": own})})
+    write_spec(run, spec.model_copy(update={"suites": (changed,)}))
+    plain = suite_of(run, None, None, SuiteConfig())
+    asked = suite_of(run, None, None, SuiteConfig(queries=3, split="test"))
+    assert isinstance(plain.collections, dict) and isinstance(asked.collections, dict)
+    assert {(one.queries, one.split) for one in plain.collections.values()} == {(7, "dev")}
+    assert {(one.queries, one.split) for one in asked.collections.values()} == {(3, "test")}

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 from unimoer.config import UNTRAINED, RunSpec, SuiteConfig
 from unimoer.data.beir import read_beir
 from unimoer.errors import UserError
 from unimoer.evaluation.first_stage import candidates_fingerprint
-from unimoer.model.identity import _identity
+from unimoer.model.identity import _identity, base_identity
 from unimoer.runs import execute, ignore
 from unimoer.runs.checkpoint import evaluate_checkpoint, suite_of
 from unimoer.runs.identity import suite_spec
@@ -117,3 +118,32 @@ def test_a_run_does_not_write_into_the_folder_of_a_study(experiment: Make, tmp_p
     with pytest.raises(UserError, match="holds a study, whose files a run would replace; choose another --output"):
         execute(single_run(tiny.parsed(experiment(arms=["emb_only"])), tiny.CPU), tmp_path)
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_bases_that_differ_in_any_matrix_are_two(base: Path, tmp_path: Path) -> None:
+    """As two merged adapters of few projections are: all else is byte for byte the same."""
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "layers.1.self_attn.k_proj" in name)
+    found = set()
+    for change in (0.0, 0.5):
+        folder = tmp_path / str(change)
+        shutil.copytree(base, folder)
+        save_file({**weights, name: weights[name] + change}, folder / "model.safetensors", {"format": "pt"})
+        found.add(base_identity(tiny.model_config(folder)))
+    assert len(found) == 2
+
+
+def test_another_base_in_place_of_the_planned_one_is_refused(base: Path, experiment: Make, tmp_path: Path) -> None:
+    """Also where a run is trained already, and of the untrained base: scores would stand under the planned key."""
+    moved = shutil.copytree(base, tmp_path / "base")
+    content = experiment(model__base=str(moved), arms=["rank_only"])
+    trained = single_run(tiny.parsed(content), tiny.CPU)
+    execute(trained, tmp_path / "run")
+    reference = untrained(experiment(model__base=str(moved)))
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(config | {"rope_theta": 123.0}))
+    _identity.cache_clear()
+    shutil.rmtree(tmp_path / "run" / "eval")
+    for spec, folder in ((trained, tmp_path / "run"), (reference, tmp_path / "reference")):
+        with pytest.raises(UserError, match=r"model\.base .*is not what this run was planned on"):
+            execute(spec, folder)

@@ -160,3 +160,12 @@ def test_published_scores_alone_give_the_whole_decision(write_study: Write) -> N
     before = {name: (folder / name).read_bytes() for name in ("decision.json", "results.json", "scores.json.gz")}
     write_results(folder)
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_one_judged_query_is_undefined_not_a_crash(write_study: Write) -> None:
+    """After all the training: an interval of one query has no bounds, and the reasons say so."""
+    folder = write_study(losing(0.0, 0.0), queries=1, seeds=(1,))
+    _, written = write_results(folder)
+    found = decided(folder)
+    assert written is not None
+    assert found.preliminary_reasons[0].endswith("95% interval unknown to unknown)")

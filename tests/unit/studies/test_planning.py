@@ -200,6 +200,29 @@ def test_the_plan_counts_what_training_has_shown(experiment: Make) -> None:
     assert len(declaration_hash(declared)) == 64
 
 
+def test_overlap_is_counted_by_content_not_by_name(experiment: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    """One data set has several names: a link, a relative path, `cwe` for `embedded:cwe`."""
+    (tmp_path / "linked").symlink_to(data["kitchen"])
+    content = experiment()
+    content["data"]["domains"]["kitchen"]["source"] = str(tmp_path / "linked")
+    found = planned(content).declared.suites["test"].collections["kitchen"]
+    assert (found.seen, found.relevant, found.distractors) == (8, 8, 0)
+
+
+@pytest.mark.parametrize("setting", ["split_identifiers", "instruction", "ignore_identical_ids"])
+def test_what_changes_scores_of_a_collection_is_declared(setting: str, experiment: Make) -> None:
+    content = experiment()
+    before = planned(content).declared
+    value = "find it" if setting == "instruction" else True
+    content["evaluation"]["suites"]["test"]["collections"]["kitchen"][setting] = value
+    after = planned(content).declared
+    assert list(differences(before, after)) == [
+        f"suites.test.collections.kitchen.{setting}: {None if setting == 'instruction' else False} -> {value}"
+    ]
+    content = experiment(evaluation__suites__test__first_stage_weight=0.5)
+    assert list(differences(before, planned(content).declared)) == ["suites.test.first_stage_weight: None -> 0.5"]
+
+
 def test_variants_repeat_the_arms_under_other_settings(experiment: Make) -> None:
     content = experiment(variants={"d2": {"model.layers": 2}, "d3": {"model.layers": 3}})
     plan = planned(content)

@@ -25,7 +25,7 @@ from unimoer.evaluation.rerank import cut
 from unimoer.files import read_json
 from unimoer.runs import evaluate as run_evaluate
 from unimoer.runs import is_done, read_spec
-from unimoer.runs.data import suite_data
+from unimoer.runs.data import lacking, suite_data
 from unimoer.runs.folder import expected
 from unimoer.studies import find_study
 from unimoer.studies.planning import plan_study
@@ -423,16 +423,31 @@ def test_whole_searches_by_weighted_scores(copy: Path, experiment: Make, untrain
     assert found["blended"] == combine([(found["reranking"], 1.0), (cut(bm25_run(collection, 8), 8), 0.5)])
 
 
+def with_own_search(content: dict[str, Any], depth: int) -> dict[str, Any]:
+    """A second suite, in which every system reranks what itself has found."""
+    suites = content["evaluation"]["suites"]
+    suites["own"] = {**suites["test"], "first_stage": "dense", "rerank_depth": depth}
+    return content
+
+
+def test_a_suite_of_different_lists_decides_nothing(experiment: Make, tmp_path: Path) -> None:
+    """Interference in reranking would be mixed with that in search."""
+    message = r"evaluation\.suites\.test\.first_stage: with 'dense' every arm reranks a list of its own"
+    with pytest.raises(UserError, match=message):
+        run(experiment(evaluation__suites__test__first_stage="dense"), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_candidates_may_lie_deeper_than_a_search_is_scored(
     copy: Path, experiment: Make, untrainable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_evaluate, "SEARCH_DEPTH", 5)
     monkeypatch.setattr(first_stage, "SEARCH_DEPTH", 5)
-    content = experiment(evaluation__suites__test__first_stage="dense", evaluation__suites__test__rerank_depth=8)
+    content = with_own_search(experiment(), depth=8)
     run(content, copy, amend=True)
     joint = next(spec for spec in specs(content) if spec.arm == "joint_single")
     assert joint.train is not None
-    root = copy / "runs" / joint.folder / "eval" / f"test-{joint.suites[0].key(joint.key, joint.train.model)}" / "final"
+    root = copy / "runs" / joint.folder / "eval" / f"own-{joint.suites[1].key(joint.key, joint.train.model)}" / "final"
     lengths = [
         {len(documents) for documents in read_trec(root / "kitchen" / name / "run.trec").values()}
         for name in ("embedding", "reranking")
@@ -442,14 +457,14 @@ def test_candidates_may_lie_deeper_than_a_search_is_scored(
 
 def test_candidates_of_the_models_own_search(copy: Path, experiment: Make, untrainable: None) -> None:
     """Each system reranks what itself has found, so there is no common ceiling."""
-    content = experiment(evaluation__suites__test__first_stage="dense", evaluation__suites__test__rerank_depth=3)
+    content = with_own_search(experiment(), depth=3)
     run(content, copy, amend=True)
     for spec in specs(content):
         if spec.arm not in ("joint_single", "untrained"):
             continue
-        [suite] = spec.suites
+        _, suite = spec.suites
         model = spec.train.model if spec.train is not None else spec.model
-        root = copy / "runs" / spec.folder / "eval" / f"test-{suite.key(spec.key, model)}" / "final" / "garden"
+        root = copy / "runs" / spec.folder / "eval" / f"own-{suite.key(spec.key, model)}" / "final" / "garden"
         dense, reranked = (read_trec(root / name / "run.trec") for name in ("embedding", "reranking"))
         for query, documents in reranked.items():
             best = sorted(dense[query], key=lambda document: (-dense[query][document], document))[:3]
@@ -481,6 +496,12 @@ def test_candidates_of_run_files(copy: Path, experiment: Make, tmp_path: Path, u
                 assert documents.keys() == set(best)
             seen.add(spec.arm)
         assert seen == {"bm25", "random", "untrained", "rank_only", "joint_single"}
+    lines = (files / "garden.trec").read_text().splitlines(keepends=True)
+    query = lines[0].split()[0]
+    (files / "garden.trec").write_text("".join(line for line in lines if line.split()[0] != query))
+    forget()
+    [note] = lacking(tiny.parsed(content).evaluation.suites["test"])
+    assert note.startswith(f"garden: {files} has no candidates for 1 of 8 queries, such as '{query}'")
     (files / "garden.trec").unlink()
     forget()
     content["evaluation"]["suites"]["test"]["rerank_depth"] = 5

@@ -14,7 +14,7 @@ def build(study: StudyFolder) -> Section | None:
         "Other suites",
         paragraphs=["These scores take no part in any decision."],
         tables=[
-            score_table(study, task, scores, f"scores_{suite}", note=f", suite {suite}")
+            score_table(study, task, scores, f"scores_{suite}", note=f", suite {suite}", suite=suite)
             for suite, by_task in study.results.other_suites.items()
             for task, scores in by_task.items()
         ],

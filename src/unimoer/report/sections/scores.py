@@ -60,15 +60,21 @@ def build(study: StudyFolder) -> Section | None:
 
 
 def score_table(
-    study: StudyFolder, task: Task, scores: TaskScores, prefix: str, ceilings: Ceilings | None = None, note: str = ""
+    study: StudyFolder,
+    task: Task,
+    scores: TaskScores,
+    prefix: str,
+    ceilings: Ceilings | None = None,
+    note: str = "",
+    suite: str | None = None,
 ) -> Table:
-    """Systems as rows, collections and their average as columns."""
+    """Systems as rows, collections and their average as columns; of the deciding suite where none is named."""
     names = sorted(scores.datasets)
-    systems = study.systems(task, scores)
+    systems, given = study.systems(task, scores), task == Task.RERANKING
     by_column: list[Mapping[str, SystemScore]] = [*(scores.datasets[name] for name in names), scores.macro]
     rows: list[list[Cell | str]] = [
         [
-            study.label(system),
+            study.given(suite or study.results.suite) if given and system == BM25 else study.label(system),
             *(scored(found[system].score) if system in found else text.MISSING for found in by_column),
             scored(scores.macro[system].to_bm25, signed=True) if system in scores.macro else text.MISSING,
         ]

@@ -200,14 +200,17 @@ def _notes(study: StudyFolder, decision: Decision) -> list[Note]:
             "The joint run had one specialist's steps for both tasks: a loss mixes interference with having seen less."
         )
     families = text.listed([f"{number} {name}" for name, number in method.families.items()]) or "none"
+    declared = f"Frozen {decision.time}, before the first run"
+    if decision.amendments:
+        declared = f"Amended {decision.time}, after the first run"
     notes = [
         Note(
             "Criterion",
             [
                 f"PASS if the joint model loses {criterion.pass_at:g}% or more of its specialist's "
                 f"{study.metric_label} on either task, FAIL if it loses less than {criterion.fail_below:g}% on both, "
-                f"MARGINAL otherwise. PASS: sharing costs something. FAIL: sharing is free. Frozen {decision.time}, "
-                f"before the first run; SHA-256 of the declaration: {decision.frozen[:16]}."
+                f"MARGINAL otherwise. PASS: sharing costs something. FAIL: sharing is free. {declared}; "
+                f"SHA-256 of the declaration: {decision.frozen[:16]}."
             ],
         ),
         Note(
