@@ -125,7 +125,7 @@ def build(
 def check_source(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or embedded:NAME, hf:ID, ir:ID.")],
     strict: Annotated[
-        bool, typer.Option("--strict", help="Repeated judgements and those of unknown ids are problems, not warnings.")
+        bool, typer.Option("--strict", help="Unused queries, repeated judgements and unknown ids are problems.")
     ] = False,
 ) -> None:
     """Read a data set to its end; print its size and every problem as one line. Exit code 2 if there is any."""
@@ -133,7 +133,7 @@ def check_source(
     if checked.dataset is not None:
         for line in _summary(checked.dataset):
             typer.echo(line)
-        for warning in checked.dataset.warnings:
+        for warning in checked.warnings:
             typer.echo(f"warning: {warning}")
     for problem in checked.problems:
         typer.echo(problem)

@@ -80,6 +80,12 @@ class ArmConfig(Strict):
                 f"set: '{exposure[0]}' would give this arm other examples or another size than the others have; "
                 "change it for the whole configuration"
             )
+        read = [key for key in keys if key.startswith("model.prompts.") or key in _READ]
+        if read or "model.prompts" in self.set:
+            raise ValueError(
+                f"set: '{(read or ['model.prompts'])[0]}' would let this arm read other texts, or another base, than "
+                "the others; change it for the whole configuration"
+            )
         return self
 
     def start(self) -> ArmConfig | None:
@@ -99,6 +105,7 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 _EXPOSURE = ("steps", "batch_size", "negatives", "random_until", "accumulation")
+_READ = ("model.revision", "model.dtype", "model.padding", "model.reranking.list_size")
 _SIZE = ("model.adapter", "model.adapter.rank", "model.adapter.targets", "model.layers", "model.base")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from unimoer.config.model import ModelConfig
@@ -65,7 +66,7 @@ def parse_config(content: Any, where: str, overrides: Sequence[str] = ()) -> Stu
 
 def _to_blame(error: ValidationError, overrides: Sequence[str]) -> str | None:
     """The override that set the field of the first problem, or a part of it, or what it is part of."""
-    first = error.errors()[0]
+    first = _first(error)
     # A rule over several fields has no place of its own: its message begins with the field.
     field = [str(part) for part in first["loc"]] or first["msg"].removeprefix("Value error, ").split(":")[0].split(".")
     for override in overrides:
@@ -86,7 +87,7 @@ def parse_model(content: Any, where: str) -> ModelConfig:
 
 def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem, as `field: what is wrong; what to do`."""
-    first = error.errors()[0]
+    first = _first(error)
     path = [str(part) for part in first["loc"]]
     field = ".".join(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -103,6 +104,11 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     text = f"{message[:1].lower()}{message[1:]}{given}{more}"
     return f"{field}: {text}" if field else text
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """The problem to show: a misspelt key is a missing one too, and only "unknown key" says what to do."""
+    return next((one for one in error.errors() if one["type"] == "extra_forbidden"), error.errors()[0])
 
 
 def _keys_beside(path: Sequence[str], root: type[BaseModel]) -> list[str]:

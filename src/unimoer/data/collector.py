@@ -33,13 +33,13 @@ _REMEDIES = {
 class Problems:
     """What is wrong with a source: the first problem is raised, or, with `collect`, all are kept in `lines`.
 
-    With `strict`, lapses are problems.
+    With `strict`, lapses are problems. A fault that runs through a file is one line with a count.
     """
 
     def __init__(self, *, collect: bool = False, strict: bool = False) -> None:
         self.collect = collect
         self.strict = strict
-        self.lines: list[str] = []
+        self._found: dict[str, tuple[str, int]] = {}
         self.doubtful: set[str] = set()
         """Queries that lost a judgement to a fault already told: what they lack follows from it."""
         self.all_doubtful = False
@@ -50,7 +50,13 @@ class Problems:
         """Raises UserError unless problems are collected."""
         if not self.collect:
             raise UserError(line)
-        self.lines.append(line)
+        first, count = self._found.get(_kind_of(line), (line, 0))
+        self._found[_kind_of(line)] = first, count + 1
+
+    @property
+    def lines(self) -> list[str]:
+        """The first of each kind, with the number of such lines."""
+        return [f"{first} ({count:,} such lines)" if count > 1 else first for first, count in self._found.values()]
 
     def lapse(self, kind: str, source: str, row: int, text: str) -> None:
         """Count one judgement of a kind of `_REMEDIES`; those of one kind and source share a warning."""
@@ -67,6 +73,12 @@ class Problems:
             f"{first} ({_REMEDIES[kind]}{f'; {count:,} such judgements' if count > 1 else ''})"
             for (kind, _), (first, count) in self._lapses.items()
         )
+
+
+def _kind_of(line: str) -> str:
+    """A problem without its row, and without the ids and values in it; the name of a field stays."""
+    where, _, what = re.sub(r":\d+: ", ":: ", line, count=1).partition(":: ")
+    return where + re.sub(r"(?<!field )'[^']*'|found .*", "*", what)
 
 
 class Collector:

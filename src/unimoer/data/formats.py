@@ -5,7 +5,7 @@ A new kind of source is one loader and one line in `LOADERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +27,12 @@ LOADERS: dict[str, Callable[[str, Problems], RetrievalDataset]] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """What could be read, None when nothing could, and every problem as one line."""
+    """What could be read, None when nothing could, and every kind of problem as one line."""
 
     dataset: RetrievalDataset | None
     problems: list[str]
+    warnings: list[str]
+    """What a run would leave out."""
 
 
 def load_dataset(source: str | Path, split: str | None = None, *, strict: bool = False) -> RetrievalDataset:
@@ -62,30 +64,33 @@ def judged(dataset: RetrievalDataset, split: str) -> Qrels:
 def check(source: str | Path, *, strict: bool = False) -> Checked:
     """Read a source to its end and collect every problem instead of stopping at the first.
 
-    Beyond what loading refuses, it reports queries that no split judges or that have no relevant document, unless a
-    problem or warning that is already there may be the reason.
+    Queries that no split judges or that have no relevant document are warnings, unless a problem or warning that is
+    already there may be the reason; with `strict` they are problems.
     """
     found = Problems(collect=True, strict=strict)
     try:
         dataset = _load(str(source), found)
     except UserError as error:
-        return Checked(None, [*found.lines, str(error)])
-    problems = found.lines
+        return Checked(None, [*found.lines, str(error)], [])
+    problems, warnings = found.lines, list(dataset.warnings)
     if found.all_doubtful:
-        return Checked(dataset, problems)
+        return Checked(dataset, problems, warnings)
+    unused = problems if strict else warnings
     judged_somewhere: set[str] = set(found.doubtful)
     for split, qrels in dataset.qrels.items():
         judged_somewhere.update(qrels)
         positive = judged(dataset, split)
-        problems += [
-            f"{source}: query '{query}' has no relevant document in split '{split}'"
-            for query in qrels
-            if query not in positive and query not in found.doubtful
-        ]
-    problems += [
-        f"{source}: query '{query}' is judged in no split" for query in dataset.queries if query not in judged_somewhere
-    ]
-    return Checked(dataset, problems)
+        without = [query for query in qrels if query not in positive and query not in found.doubtful]
+        unused += _counted(f"{source}: query '{{}}' has no relevant document in split '{split}'", without)
+    unjudged = [query for query in dataset.queries if query not in judged_somewhere]
+    unused += _counted(f"{source}: query '{{}}' is judged in no split", unjudged)
+    return Checked(dataset, problems, warnings)
+
+
+def _counted(line: str, queries: Sequence[str]) -> list[str]:
+    """One line for all of them, with the first by name."""
+    more = f" ({len(queries):,} such queries)" if len(queries) > 1 else ""
+    return [line.format(queries[0]) + more] if queries else []
 
 
 def _load(source: str, problems: Problems) -> RetrievalDataset:

@@ -58,6 +58,18 @@ def test_every_schedule_and_every_router_has_an_arm() -> None:
         ({"set": {"model.reranking": {}}}, "set: 'model.reranking.head' is no difference"),
         ({"set": {"training.embedding": {"steps": 9}}}, "set: 'training.embedding.steps' would give .* other examples"),
         ({"set": {"training.optimizer": {"accumulation": 2}}}, "set: 'training.optimizer.accumulation' would give"),
+        (
+            {"set": {"model.prompts.max_document_tokens": 256}},
+            "set: 'model.prompts.max_document_tokens' would let this",
+        ),
+        (
+            {"set": {"model.prompts": {"pair": "{query}{document}"}}},
+            "set: 'model.prompts.pair' would let this arm read",
+        ),
+        (
+            {"set": {"model.dtype": "float32"}},
+            "set: 'model.dtype' would let this arm read other texts, or another base",
+        ),
         ({"schedule": "joint"}, "schedule"),
         ({"mode": "joint_single"}, "mode"),
     ],

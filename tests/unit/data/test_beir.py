@@ -245,7 +245,7 @@ def test_a_lapse_is_counted_by_default_and_refused_when_strict(
 
     append("qrels/test.tsv", line)(folder)
     assert load_dataset(folder).warnings == (f"{where} ({remedy}; 2 such judgements)",)
-    assert check(folder, strict=True).problems == [where, where.replace("tsv:3", "tsv:4")]
+    assert check(folder, strict=True).problems == [f"{where} (2 such lines)"]
 
 
 def test_the_highest_of_contradictory_grades_is_kept_in_any_order(folder: Path) -> None:
@@ -279,10 +279,29 @@ def test_check_reports_every_problem_and_still_reads_the_rest(folder: Path) -> N
     assert "d7" in checked.dataset.corpus
     assert [problem.removeprefix(str(folder)) for problem in checked.problems] == [
         "/corpus.jsonl:6: is not valid JSON: Expecting value: line 1 column 1 (char 0)",
-        ": query 'q5' has no relevant document in split 'test'",
-        ": query 'q4' is judged in no split",
     ]
     # 'gone' may be the id of the line that could not be read; no line explains 'lost'.
-    assert checked.dataset.warnings == (
-        f"{folder}/qrels/test.tsv:5: document 'lost' is judged but is not in the corpus (left out)",
-    )
+    lost = f"{folder}/qrels/test.tsv:5: document 'lost' is judged but is not in the corpus (left out)"
+    assert checked.dataset.warnings == (lost,)
+    unused = [
+        f"{folder}: query 'q5' has no relevant document in split 'test'",
+        f"{folder}: query 'q4' is judged in no split",
+    ]
+    assert checked.warnings == [lost, *unused]
+    assert check(folder, strict=True).problems[-2:] == unused
+
+
+def test_a_fault_that_runs_through_a_file_is_one_line(folder: Path) -> None:
+    """Fifty documents with another name for their text are one mistake; another kind beside it is another line."""
+    for number in range(50):
+        append("corpus.jsonl", json.dumps({"_id": f"n{number}", "contents": "a text"}))(folder)
+        append("queries.jsonl", json.dumps({"_id": f"unused{number}", "text": "a text"}))(folder)
+        append("qrels/test.tsv", f"q1\td1\t0.{number + 1}")(folder)
+    append("corpus.jsonl", json.dumps({"_id": "t", "text": "a text", "title": 5}))(folder)
+    checked = check(folder)
+    assert [problem.removeprefix(str(folder)) for problem in checked.problems] == [
+        "/corpus.jsonl:6: field 'text' is missing (50 such lines)",
+        "/corpus.jsonl:56: field 'title' must be a string, found int",
+        "/qrels/test.tsv:3: the grade must be a whole number, found '0.1' (50 such lines)",
+    ]
+    assert checked.warnings == [f"{folder}: query 'unused0' is judged in no split (50 such queries)"]

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from unimoer.report import draw, text
 from unimoer.report.section import Drawing, Section
-from unimoer.report.study import BM25, StudyFolder
+from unimoer.report.study import BM25, RANDOM, StudyFolder
 from unimoer.report.table import Number, Table, percentage, scored
 from unimoer.schema.results import Point, Points
 from unimoer.types import Task
@@ -41,9 +41,10 @@ def build(study: StudyFolder) -> Section | None:
     if found is None or not found.points:
         return None
     tasks = [task for task in Task if any(point.task == task for point in found.points)]
+    paragraphs = [paragraph for task in tasks if (paragraph := _summary(found, task))]
     return Section(
         f"Scores and interference over {_COORDINATES.get(found.x, found.x)}",
-        paragraphs=[paragraph for task in tasks if (paragraph := _summary(found, task))],
+        paragraphs=paragraphs,
         drawings=[
             Drawing(
                 "points",
@@ -57,7 +58,7 @@ def build(study: StudyFolder) -> Section | None:
             )
         ],
         tables=[_table(study, found, task) for task in tasks],
-        brief=[_brief(study, found, tasks)],
+        brief=[_brief(study, found, tasks), *paragraphs],
     )
 
 
@@ -89,6 +90,16 @@ def series(study: StudyFolder, found: Points, task: Task, *, lines: bool = False
     return grouped
 
 
+def references(study: StudyFolder, task: Task) -> list[Point]:
+    """BM25 and a random order, which have no place along x."""
+    tables = [found[task].macro for found in study.results.scores.values() if task in found]
+    return [
+        Point(variant="", arm=name, task=task, seeds=[], score=tables[0][name].score)
+        for name in (BM25, RANDOM)
+        if tables and name in tables[0]
+    ]
+
+
 def _key(point: Point, apart: Sequence[str], x: str) -> tuple[Any, ...]:
     return point.arm, point.x.get(x, point.variant), *(point.x.get(name) for name in apart)
 
@@ -114,6 +125,7 @@ def _summary(found: Points, task: Task) -> str:
 
 def _table(study: StudyFolder, found: Points, task: Task) -> Table:
     points = [point for points in series(study, found, task).values() for point in points]
+    known = references(study, task)
     coordinates = list(dict.fromkeys([found.x, *(name for point in points for name in point.x)]))
     variants = any(point.variant for point in points)
 
@@ -123,12 +135,12 @@ def _table(study: StudyFolder, found: Points, task: Task) -> Table:
     return Table.of(
         f"points_{task}",
         f"{task.capitalize()} over {found.x}",
-        points,
+        [*points, *known],
         [
             ("Arm", lambda point: study.label(point.arm)),
             *([("Variant", lambda point: point.variant)] if variants else []),
             *((name.capitalize(), coordinate(name)) for name in coordinates),
-            ("Seeds", lambda point: str(len(point.seeds))),
+            ("Seeds", lambda point: str(len(point.seeds)) if point.seeds else text.MISSING),
             (study.metric_label, lambda point: scored(point.score)),
             ("TIR", lambda point: percentage(point.tir)),
             ("MDE", lambda point: text.decimal(point.mde, 1)),
@@ -136,6 +148,7 @@ def _table(study: StudyFolder, found: Points, task: Task) -> Table:
             ("To BM25", lambda point: scored(point.to_bm25, True)),
         ],
         text_columns=1 + variants,
+        rules=frozenset({len(points)}) if known else frozenset(),
         notes="With 95% intervals. TIR: against the specialist of the same variant and step. MDE: the smallest ratio "
         "that would be detected with a power of 80%. To BM25: score − BM25's.",
     )
@@ -149,6 +162,9 @@ def _brief(study: StudyFolder, found: Points, tasks: Sequence[Task]) -> Table:
             for point in points:
                 place = text.compact(point.x[found.x]) if found.x in point.x else point.variant
                 places.setdefault((label, place), {})[task] = point
+    for task in tasks:
+        for point in references(study, task):
+            places.setdefault((study.label(point.arm), text.MISSING), {})[task] = point
 
     def score(task: Task) -> Callable[[tuple[str, str]], str]:
         return lambda place: text.score(places[place][task].score.mean) if task in places[place] else text.MISSING
@@ -193,6 +209,7 @@ def _draw(study: StudyFolder, found: Points) -> Figure:
                 _line(axes, [(ruler.place(point, shift), value(point)) for point in points], *styles[label])
             if name == study.metric_label:
                 axes.set_title(task.capitalize(), loc="left")
+                _note_random(axes, study, task)
                 if _draw_bm25(axes, study, task):
                     handles["BM25"] = Line2D([], [], color=draw.INK, lw=0.9, ls=(0, (4, 2)))
                 continue
@@ -304,6 +321,13 @@ def _draw_bm25(axes: Axes, study: StudyFolder, task: Task) -> bool:
         axes.axhspan(found.score.low, found.score.high, color=draw.GRID, alpha=0.5, lw=0, zorder=0)
     axes.axhline(found.score.mean, color=draw.INK, lw=0.9, ls=(0, (4, 2)), zorder=1)
     return True
+
+
+def _note_random(axes: Axes, study: StudyFolder, task: Task) -> None:
+    """In words: a line at a random order's score would leave the others a strip at the top."""
+    means = [point.score.mean for point in references(study, task) if point.arm == RANDOM]
+    if means and means[0] is not None:
+        axes.text(0.98, 0.02, f"random order: {means[0]:.2f}", transform=axes.transAxes, ha="right", fontsize=6.5)
 
 
 def _draw_undetectable(axes: Axes, ruler: _Ruler, points: Sequence[Point]) -> bool:
