@@ -44,12 +44,16 @@ def evaluate(
 ) -> None:
     """Evaluate a run on data it may never have seen, beside BM25, a random order and its own untrained base.
 
+    Differences to BM25 are paired by query; their intervals are over queries, and speak of this one trained model.
+
     Without --data and --suite, on the suite of the run's own configuration, with what the other options change of it.
     """
     from unimoer.config import SuiteConfig
     from unimoer.executors.progress import Progress
     from unimoer.model.backbone import resolve_device
-    from unimoer.runs.checkpoint import evaluate_checkpoint, suite_of
+    from unimoer.report import text
+    from unimoer.runs.checkpoint import evaluate_checkpoint, scores_folder, suite_of
+    from unimoer.studies.evaluated import rows
 
     console = Console(markup=False, emoji=False)
     asked = {"split": split, "first_stage": first_stage, "rerank_depth": depth}
@@ -70,10 +74,18 @@ def evaluate(
     table = Table(title=Text(f"{run}"), title_justify="left", box=None, pad_edge=False)
     for column in ("data set", "task", "system"):
         table.add_column(column, overflow="fold")
-    for column in ("nDCG@10", "MAP", "MRR@10", "R@100", "queries"):
+    for column in ("nDCG@10", "to BM25", "95% interval", "R@100", "queries"):
         table.add_column(column, justify="right", no_wrap=True)
-    for one in scores:
-        values = [one.metrics.get(name) for name in ("ndcg@10", "map", "mrr@10", "recall@100")]
-        numbers = ("" if value is None else f"{value:.4f}" for value in values)
-        table.add_row(one.dataset, one.task.value, one.arm, *numbers, str(one.queries))
+    for row in rows(scores_folder(run, output), scores):
+        recall = row.metrics.get("recall@100")
+        table.add_row(
+            row.collection,
+            row.task.value,
+            row.system,
+            text.score(row.score.mean),
+            "" if row.to_bm25 is None else text.score(row.to_bm25.mean, signed=True),
+            "" if row.to_bm25 is None else text.interval(row.to_bm25.ci95),
+            "" if recall is None else f"{recall:.3f}",
+            str(row.queries),
+        )
     console.print(table)

@@ -65,6 +65,12 @@ def suite_of(
     return own.model_copy(update=changes)
 
 
+def scores_folder(run: Path, output: Path | None) -> Path:
+    """Where `evaluate_checkpoint` puts a folder for each system."""
+    folder = checkpoint_folder(run)
+    return output or (run_of(folder) or folder) / "extra"
+
+
 def evaluate_checkpoint(
     run: Path,
     suite: SuiteConfig,
@@ -101,7 +107,7 @@ def evaluate_checkpoint(
     # The head that the run began with, where that is known: a learned one starts at random.
     seed = spec.seed if spec is not None else 0
     found: list[EvaluationSummary] = []
-    root = output or (place or folder) / "extra"
+    root = scores_folder(run, output)
     own = spec.arm if spec is not None else TRAINED
     for arm in (*((RANDOM, BM25, UNTRAINED) if references else ()), own):
         found += _system(arm, seed, model, folder, named, root / arm, device, watch)
