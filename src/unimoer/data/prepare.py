@@ -48,7 +48,13 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
     Raises:
         UserError: the source is wrong, or the split has no judged query.
     """
-    full = load_dataset(config.source)
+    try:
+        full = load_dataset(config.source)
+    except UserError as error:
+        # What is wrong inside of a source is told with its own file and line.
+        if Path(config.source).exists():
+            raise
+        raise UserError(f"data.domains.{name}.source: {error}") from error
     if not judged(full, config.split):
         if config.split not in full.qrels:
             raise UserError(

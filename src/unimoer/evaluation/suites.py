@@ -108,7 +108,15 @@ def load_suite(suite: SuiteConfig) -> dict[str, Collection]:
 def load_collection(name: str, config: CollectionConfig, suite: SuiteConfig) -> Collection:
     """One collection; `config` as `list_collections` gives it."""
     split = config.split or suite.split
-    full = load_dataset(config.source)
+    try:
+        full = load_dataset(config.source)
+    except UserError as error:
+        # What is wrong inside of a source is told with its own file and line.
+        if Path(config.source).exists():
+            raise
+        raise UserError(f"collection '{name}': {error}") from error
+    if split not in full.qrels:
+        raise UserError(f"collection '{name}': {config.source} has no split '{split}'{did_you_mean(split, full.qrels)}")
     dataset = subset(full, queries={split: config.queries}, documents=config.documents, seed=suite.sample_seed)
     qrels = judged(dataset, split)
     if not qrels:

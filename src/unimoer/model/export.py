@@ -23,7 +23,8 @@ from unimoer.errors import UserError
 from unimoer.files import new_folder, write_json, write_text
 from unimoer.model.backbone import load_backbone, quiet, read_architecture
 from unimoer.model.checkpoint import GOLDEN_DOCUMENT, fingerprint, save_tensors
-from unimoer.model.export_readme import HEADS, readme
+from unimoer.model.export_readme import readme
+from unimoer.model.head_table import HEADS
 from unimoer.model.merging import Update, merge, placed, updates
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
@@ -39,13 +40,16 @@ def check_new(folder: Path) -> None:
 
 
 def check_pairs(config: ModelConfig, tasks: Sequence[Task]) -> None:
-    """Raises: UserError when reranking is to be exported, and no other format says what its head reads."""
+    """Raises: UserError when reranking is to be exported, and its head has no recipe for other programs."""
     head = config.reranking
-    if Task.RERANKING in tasks and head.head not in HEADS:
+    if Task.RERANKING in tasks and HEADS[head.head].recipe is None:
         instead = "; --task embedding exports the rest" if Task.EMBEDDING in tasks else ""
-        raise UserError(
-            f"head '{head.head}' reads a query with all its candidates, which no other format says{instead}"
+        why = (
+            "reads a query with all its candidates, which no other format says"
+            if head.kind.reads_lists
+            else "has no recipe, which code without this package would need"
         )
+        raise UserError(f"head '{head.head}' {why}{instead}")
 
 
 def export_model(

@@ -6,6 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from unimoer.config.heads import HEADS as KINDS
+from unimoer.config.heads import HeadName
+from unimoer.model.head_table import HEADS
+from unimoer.model.score_head import Recipe
+
 LOAD_PEFT = """\
 import json
 import re
@@ -70,12 +75,6 @@ POOL = {
     "last": "return hidden[torch.arange(len(ids)), mask.sum(1) - 1]",
 }
 
-TWO_PARTS = """\
-after = ((batch.input_ids == separator) * mask).cumsum(1)  # from the separator on
-    text = mask * ~torch.isin(batch.input_ids, control)
-    parts = torch.stack([text * (1 - after), text * after], 1).float()
-    return parts @ hidden / parts.sum(2, keepdim=True).clamp(min=1)"""
-
 EMBED = """\
 
 
@@ -108,34 +107,6 @@ HEAD_FILE = """\
 head = load_file(f"{folder}/score_head.safetensors")
 """
 
-HEADS = {
-    "yes_no": (
-        "rows = plain.get_output_embeddings().weight.detach().float()\n"
-        'difference = rows[about["head"]["yes_id"]] - rows[about["head"]["no_id"]]\n',
-        "state @ difference",
-        "The score is the logit of `yes` minus the logit of `no` at the last token; only these two rows of the LM head "
-        "are read.",
-    ),
-    "linear": (
-        HEAD_FILE,
-        'state @ head["projection.weight"][0] + head["projection.bias"]',
-        "The score is a learned projection of the pooled state: `score_head.safetensors`, float32.",
-    ),
-    "interaction": (
-        HEAD_FILE + 'separator, control = about["head"]["separator"], torch.tensor(about["head"]["control"])\n',
-        'head["log_scale"].exp() * torch.cosine_similarity(state[:, 0], state[:, 1], dim=-1) + head["bias"]',
-        "The score is a learned scale times the cosine of two means, of the states before the token that separates "
-        "query and document and of those after it: `score_head.safetensors`, float32.",
-    ),
-    "mlp": (
-        HEAD_FILE,
-        'torch.nn.functional.gelu(state @ head["hidden.weight"].T + head["hidden.bias"])'
-        ' @ head["projection.weight"][0] + head["projection.bias"]',
-        "The score is a learned network of one hidden layer (GELU) over the last state: `score_head.safetensors`, "
-        "float32.",
-    ),
-}
-
 SENTENCE_TRANSFORMERS = """\
 from sentence_transformers import SentenceTransformer
 
@@ -156,7 +127,7 @@ def readme(about: Mapping[str, Any], form: Literal["peft", "merged"]) -> str:
         f"{what} `{base['name']}` ({depth}), {about['pooling']} pooling, {about['attention']} attention.",
     ]
     if head is not None:
-        parts.append(HEADS[head][2])
+        parts.append(_recipe(head).words)
     if form == "peft":
         cut = f" with {depth}" if base["layers"] else ""
         parts.append(f"PEFT takes it on `AutoModelForCausalLM`{cut}, not on `AutoModel`.")
@@ -176,6 +147,12 @@ def readme(about: Mapping[str, Any], form: Literal["peft", "merged"]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _recipe(head: HeadName) -> Recipe:
+    found = HEADS[head].recipe
+    assert found is not None, "checked before anything is exported"
+    return found
+
+
 def _code(about: Mapping[str, Any], form: Literal["peft", "merged"]) -> str:
     if form == "merged" and about["task"] == "embedding":
         return SENTENCE_TRANSFORMERS
@@ -192,10 +169,11 @@ def _code(about: Mapping[str, Any], form: Literal["peft", "merged"]) -> str:
         code += EMBED
     else:
         code += SCORE
-        fields["<head>"], fields["<logit>"], _ = HEADS[about["head"]["type"]]
-        if about["head"]["type"] == "interaction":
-            fields["<pool>"] = TWO_PARTS
-        if fields["<head>"].startswith(HEAD_FILE):
+        recipe = _recipe(about["head"]["type"])
+        fields["<head>"], fields["<logit>"] = recipe.setup, recipe.score
+        fields["<pool>"] = recipe.pool or fields["<pool>"]
+        if KINDS[about["head"]["type"]].learned:
+            fields["<head>"] = HEAD_FILE + recipe.setup
             fields["<import>"] = "from safetensors.torch import load_file\n"
     for name, text in fields.items():
         code = code.replace(name, text)

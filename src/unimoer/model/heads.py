@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unimoer.config import ModelConfig
 from unimoer.errors import UserError
 from unimoer.model.routing import RoutingTrace
-from unimoer.model.score_head import WHOLE, BatchScores, ScoreHead, Split
+from unimoer.model.score_head import WHOLE, BatchScores, Recipe, ScoreHead, Split
 from unimoer.types import PairBatch, RerankingBatch, TokenBatch
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ class YesNoHead(PairHead):
     """
 
     difference: Tensor
+    recipe = Recipe(
+        "The score is the logit of `yes` minus the logit of `no` at the last token; only these two rows of the LM head "
+        "are read.",
+        "state @ difference",
+        setup="rows = plain.get_output_embeddings().weight.detach().float()\n"
+        'difference = rows[about["head"]["yes_id"]] - rows[about["head"]["no_id"]]\n',
+    )
 
     def __init__(self, lm_head: Tensor, yes_id: int, no_id: int) -> None:
         super().__init__()
@@ -84,6 +91,11 @@ class YesNoHead(PairHead):
 class LinearHead(PairHead):
     """A learned projection of the pooled state."""
 
+    recipe = Recipe(
+        "The score is a learned projection of the pooled state: `score_head.safetensors`, float32.",
+        'state @ head["projection.weight"][0] + head["projection.bias"]',
+    )
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.projection = nn.Linear(width, 1, dtype=torch.float32)
@@ -101,6 +113,13 @@ class LinearHead(PairHead):
 
 class MLPHead(PairHead):
     """A learned network of one hidden layer, as wide as half the state."""
+
+    recipe = Recipe(
+        "The score is a learned network of one hidden layer (GELU) over the last state: `score_head.safetensors`, "
+        "float32.",
+        'torch.nn.functional.gelu(state @ head["hidden.weight"].T + head["hidden.bias"])'
+        ' @ head["projection.weight"][0] + head["projection.bias"]',
+    )
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unimoer.config import ModelConfig
 from unimoer.data.prompts import Prompter
 from unimoer.model.heads import PairHead, pool
+from unimoer.model.score_head import Recipe
 from unimoer.types import TokenBatch
 
 SCALE = 20.0
@@ -30,6 +31,17 @@ class InteractionHead(PairHead):
     """
 
     control: Tensor
+    recipe = Recipe(
+        "The score is a learned scale times the cosine of two means, of the states before the token that separates "
+        "query and document and of those after it: `score_head.safetensors`, float32.",
+        'head["log_scale"].exp() * torch.cosine_similarity(state[:, 0], state[:, 1], dim=-1) + head["bias"]',
+        setup='separator, control = about["head"]["separator"], torch.tensor(about["head"]["control"])\n',
+        pool="""\
+after = ((batch.input_ids == separator) * mask).cumsum(1)  # from the separator on
+    text = mask * ~torch.isin(batch.input_ids, control)
+    parts = torch.stack([text * (1 - after), text * after], 1).float()
+    return parts @ hidden / parts.sum(2, keepdim=True).clamp(min=1)""",
+    )
 
     def __init__(self, separator: int, control: Collection[int]) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,8 +57,29 @@ class BatchScores:
     vectors: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How code without this package scores with a head; it stands in the README of an export.
+
+    The code has `state`, the pooled states `[B, d]`; `about["head"]`, what `describe` says; `plain`, the model with its
+    LM head; and, of a learned head, its tensors by name as `head`.
+    """
+
+    words: str
+    """What the score is, in a sentence."""
+    score: str
+    """An expression for it."""
+    setup: str = ""
+    """Statements before the first score."""
+    pool: str = ""
+    """The end of the function that makes `state`, in place of pooling; it has `hidden`, `mask`, `batch`."""
+
+
 class ScoreHead(nn.Module):
     """Turns states into scores of relevance. Its kind (`config.heads`) says what it reads and which losses train it."""
+
+    recipe: ClassVar[Recipe | None] = None
+    """None where no other format can say what it reads, or nobody has written it: it is not exported then."""
 
     @classmethod
     @abstractmethod

@@ -145,7 +145,7 @@ def estimate_probe_bytes(model: ModelConfig, training: TrainingConfig, number_by
     groups = half * (1 + training.reranking.negatives) * pair
     if reads_lists:
         groups += half * (_tokens(prompts.candidates) + 2 * prompts.max_query_tokens)
-    if model.reranking.head == "cosine":
+    if model.reranking.kind.reads == "lists":
         groups += half * (1 + training.reranking.negatives) * prompts.max_document_tokens
     texts = half * (prompts.max_query_tokens + _tokens(prompts.query))
     texts += half * (1 + training.embedding.negatives) * (prompts.max_document_tokens + _tokens(prompts.document))

@@ -52,6 +52,11 @@ def own(folder: Path, qrels: dict[str, Any]) -> dict[str, Path]:
     return {"kitchen": folder / "own"}
 
 
+def test_a_wrong_source_names_its_field(data: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"^data\.domains\.kitchen\.source: folder 'atack' does not exist; did you mean"):
+        prepared(data, source="atack")
+
+
 def test_what_another_split_knows_to_be_relevant_is_not_mined(tmp_path: Path) -> None:
     """The other split's judgement of the same query is gone from what training reads, and counts all the same."""
     qrels = {"train": {"q": {"d0": 1}, "r": {"d1": 1}}, "test": {"q": {"d1": 1}}}

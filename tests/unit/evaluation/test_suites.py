@@ -130,3 +130,16 @@ def test_a_run_file_of_other_documents_is_refused(kitchen: Collection, tmp_path:
         shared_candidates(str(path), kitchen, 5)
     with pytest.raises(UserError, match="no such run file"):
         shared_candidates(str(tmp_path / "missing.trec"), kitchen, 5)
+
+
+def test_a_wrong_source_or_split_names_its_collection(data: dict[str, Path]) -> None:
+    for config, message in (
+        ({"source": "atack"}, r"^collection 'mine': folder 'atack' does not exist; did you mean 'attack'\?$"),
+        ({"source": "embedded:atack"}, r"^collection 'mine': unknown embedded data set 'atack'; did you mean 'attack'"),
+        (
+            {"source": str(data["kitchen"]), "split": "tset"},
+            r"^collection 'mine': .*kitchen has no split 'tset'; did you mean 'test'\?$",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_suite(SuiteConfig.model_validate({"collections": {"mine": config}}))
