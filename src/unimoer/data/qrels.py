@@ -16,7 +16,9 @@ from unimoer.data.lines import read_lines
 from unimoer.errors import UserError
 
 _SUFFIXES = (".tsv", ".qrels", ".txt")
-_SPLITS = {"train", "dev", "val", "valid", "validation", "test"}
+_DEV = {"val", "valid", "validation", "development"}
+"""Other names of `dev`."""
+_SPLITS = {"train", "dev", "test", *_DEV}
 _QUERY = {"query", "queryid", "qid", "topic", "topicid"}
 _DOCUMENT = {"corpusid", "corpus", "document", "documentid", "doc", "docid", "docno", "did", "passageid", "pid"}
 _GRADE = {"score", "grade", "relevance", "relevancy", "rel", "label", "judgement", "judgment"}
@@ -62,7 +64,7 @@ def qrels_files(folder: Path) -> dict[str, Path]:
             ):
                 continue
             if path.is_file() and not path.name.startswith("."):
-                found.setdefault(split, path)
+                found.setdefault("dev" if split in _DEV else split, path)
     if not found:
         raise UserError(f"{folder}: holds no qrels/*.tsv, .qrels or .txt, also .gz (query id, document id, grade)")
     return found
@@ -89,7 +91,9 @@ def read_qrels(path: Path, split: str, collector: Collector) -> None:
                 if strange:
                     return
                 strange = True
-                _report_row(collector, source, row, line.split())
+                fields = line.split()
+                # TREC's second column is 0; other four words are no row of its.
+                _report_row(collector, source, row, fields, 4 if len(fields) == 4 and fields[1] in ("0", "Q0") else 3)
                 continue
         fields = layout.split(line)
         if headed and len(fields) == layout.columns + 1:
@@ -144,5 +148,6 @@ def _report_row(collector: Collector, source: str, row: int, fields: list[str], 
         problem = f"the grade must be a whole number, found {fields[-1]!r}"
     else:
         found = f"has {len(fields)} field{'s' if len(fields) != 1 else ''}"
-        problem = f"{found}; {needed} are needed: query id, document id, grade"
+        trec = ", or the 4 of TREC" if needed == 3 else ""
+        problem = f"{found}; {needed} are needed: query id, document id, grade{trec}"
     collector.problems.add(f"{source}:{row}: {problem}")

@@ -29,7 +29,7 @@ def save_portable(
     if base == "copy" and not source.exists():
         raise UserError(f"{config.base}: is not a folder or file here, so it cannot be copied; save by reference")
     with new_folder(folder) as temporary:
-        shutil.copy(checkpoint / "adapter.safetensors", temporary)
+        shutil.copyfile(checkpoint / "adapter.safetensors", temporary / "adapter.safetensors")
         if base != "reference" and source.exists():
             content["base_inside"] = _copy_base(source, temporary)
         else:
@@ -43,10 +43,10 @@ def save_portable(
 def _copy_base(source: Path, folder: Path) -> str:
     """Returns its name in the folder."""
     if source.is_file():
-        shutil.copy(source, folder / BASE_INSIDE["file"])
+        shutil.copyfile(source, folder / BASE_INSIDE["file"])
         return BASE_INSIDE["file"]
     inside = folder / BASE_INSIDE["folder"]
     inside.mkdir()
     for path in sorted({path for pattern in _BASE_FILES for path in source.glob(pattern)}):
-        shutil.copy(path, inside)
+        shutil.copyfile(path, inside / path.name)
     return BASE_INSIDE["folder"]

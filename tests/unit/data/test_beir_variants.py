@@ -202,10 +202,10 @@ def test_a_broken_grade_is_one_line_whatever_the_form(tmp_path: Path, line: str,
 @pytest.mark.parametrize(
     ("before", "problem"),
     [
-        ("judged by hand, twice\n", "has 4 fields; 3 are needed: query id, document id, grade"),
+        ("judged by hand, twice\n", "has 4 fields; 3 are needed: query id, document id, grade, or the 4 of TREC"),
         ("judged by hand\n", "the grade must be a whole number, found 'hand'"),
-        ("7\t1\n", "has 2 fields; 3 are needed: query id, document id, grade"),
-        ("7 0 1 2 0.3 run\n", "has 6 fields; 3 are needed: query id, document id, grade"),
+        ("7\t1\n", "has 2 fields; 3 are needed: query id, document id, grade, or the 4 of TREC"),
+        ("7 0 1 2 0.3 run\n", "has 6 fields; 3 are needed: query id, document id, grade, or the 4 of TREC"),
     ],
 )
 @pytest.mark.parametrize("rows", [[HEADER, *TRAIN], TRAIN, TREC], ids=["header", "no header", "TREC"])
@@ -293,3 +293,22 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert load_dataset(folder) == DATASET
     with pytest.raises(UserError, match=r"dev\.tsv: cannot be read: Is a directory"):
         list(read_lines(folder / "qrels" / "dev.tsv"))
+
+
+def test_a_broken_grade_in_the_first_row_of_trecs_form_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    for path in (folder / "qrels").iterdir():
+        path.write_text("1 0 1 many\n" + "".join(f"{n} 0 {n} 1\n" for n in range(1, 3)))
+    assert any(
+        problem.endswith(":1: the grade must be a whole number, found 'many'") for problem in check(folder).problems
+    )
+
+
+def test_validation_is_dev(tmp_path: Path) -> None:
+    """As in Hugging Face sets; a file that has the usual name comes first."""
+    folder = tmp_path / "numbers"
+    write_beir(DATASET, folder)
+    first = next(path for path in (folder / "qrels").iterdir())
+    first.rename(folder / "qrels" / "validation.tsv")
+    assert "dev" in load_dataset(folder).qrels
