@@ -203,20 +203,16 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(
 @pytest.mark.slow
 def test_a_second_runner_is_refused_while_the_first_works(config: Path, tmp_path: Path, shared_cache: Path) -> None:
     folder = tmp_path / "tiny"
-    process = subprocess.Popen(
-        tiny.command(*arguments(config, folder)),
-        env=tiny.environment(shared_cache),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = forked.start(arguments(config, folder), cache=shared_cache, err=tmp_path / "err")
+    assert process.pid is not None
     try:
-        while process.poll() is None and not (folder / "plan.json").exists():
+        while process.is_alive() and not (folder / "plan.json").exists():
             time.sleep(0.01)
-        process.send_signal(signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGSTOP)
         second = tiny.unimoer(*arguments(config, folder), cache=shared_cache)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert second.returncode == 2
     assert second.stderr.splitlines() == [
         f"unimoer: {folder}: another run (process {process.pid}) works here; wait for it or stop it"

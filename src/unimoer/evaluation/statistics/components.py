@@ -106,13 +106,22 @@ class Components:
         return Required(queries, seeds)
 
     def _spread(self, total: float, seeds: float, sizes: Array) -> Spread:
-        parts = (self.between + self.residual / seeds) / sizes
-        # What the degrees of freedom of the query part come to over data sets of unequal spread (Satterthwaite).
-        weights = float((parts**2 / (sizes - 1.0)).sum()) if (sizes > 1).all() else math.nan
-        query_df = parts.sum() ** 2 / weights if weights > 0.0 else ENOUGH_DF
-        queries = float((self.between / sizes).sum())
-        # Not max(0.0, queries), which would turn NaN into 0.
-        return Spread(total / seeds, 0.0 if queries < 0.0 else queries, seeds - 1, min(float(query_df), ENOUGH_DF))
+        queries, query_df = query_part(self.between, self.residual, seeds, sizes)
+        return Spread(total / seeds, float(queries), seeds - 1, float(query_df))
+
+
+def query_part(between: Array, residual: Array, seeds: float, sizes: Array) -> tuple[Array, Array]:
+    """What queries add to the variance of an estimate, and its degrees of freedom; `[..., data sets] -> [...]`."""
+    parts = (between + residual / seeds) / sizes
+    # What the degrees of freedom come to over data sets of unequal spread (Satterthwaite).
+    weights = (
+        (parts**2 / np.maximum(sizes - 1.0, 0.0)).sum(-1) if (sizes > 1).all() else np.full(parts.shape[:-1], np.nan)
+    )
+    known = weights > 0.0
+    query_df = np.where(known, parts.sum(-1) ** 2 / np.where(known, weights, 1.0), ENOUGH_DF)
+    queries = (between / sizes).sum(-1)
+    # Not maximum(0, queries), which would turn NaN into 0.
+    return np.where(queries < 0.0, 0.0, queries), np.minimum(query_df, ENOUGH_DF)
 
 
 def _smallest(enough: Callable[[int], bool], most: int) -> int | None:

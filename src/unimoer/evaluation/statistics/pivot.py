@@ -105,7 +105,7 @@ class Spread(NamedTuple):
         return self.seeds / self.variance if self.variance > 0.0 else 0.0
 
 
-def critical_value(alpha: float, seed_share: Array, seed_df: float, query_df: float) -> Array:
+def critical_value(alpha: float, seed_share: Array, seed_df: float, query_df: Array | float) -> Array:
     """c of the module's docstring for shares u in [0, 1]."""
     tail = alpha / 2.0
     normal = special.ndtri(tail) ** 2

@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize
 
-from unimoer.evaluation.statistics.components import Components, Required
-from unimoer.evaluation.statistics.pivot import Array
+from unimoer.evaluation.statistics.components import Components, Required, query_part
+from unimoer.evaluation.statistics.pivot import Array, critical_value
 from unimoer.evaluation.statistics.randomisation import DRAWS, SEED, sign_flip
 
 SeedScores = Mapping[str, Array]
@@ -180,52 +180,55 @@ def fieller(ratio: Ratio, alpha: float) -> Interval:
     reference = ratio.denominator.interval(1.0 - alpha)
     if not reference.excludes_zero:
         return Interval(estimate, -math.inf, math.inf, over)
-    components = _quadratic(ratio.numerator, ratio.denominator)
-    top, bottom = ratio.numerator.mean, ratio.denominator.mean
-
-    def rejected(value: float) -> float:
-        """Positive where a ratio of `value` is rejected."""
-        at = value / ratio.scale
-        spread = components(at).spread()
-        return abs(top - at * bottom) - spread.critical(alpha) * math.sqrt(spread.variance)
-
+    rejected = _rejected(ratio, alpha)
     step = math.sqrt(delta)
     if step <= 1e-9 * max(1.0, abs(estimate)):
         return Interval(estimate, estimate, estimate, over)
     return Interval(estimate, _end(rejected, estimate, -step), _end(rejected, estimate, step), over)
 
 
-def _end(rejected: Callable[[float], float], estimate: float, step: float) -> float:
+def _end(rejected: Callable[[Array], Array], estimate: float, step: float) -> float:
     """Beyond which all values are rejected, from the estimate outwards.
 
     Not where values are *first* rejected: with three seeds the noise of numerator - r denominator may all but vanish at
     some r beyond which values are accepted again.
     """
-    values = [estimate, *(estimate + step * 2.0**power for power in range(-1, 26))]
-    last = max(position for position, value in enumerate(values) if position == 0 or rejected(value) <= 0.0)
+    values = np.array([estimate, *(estimate + step * 2.0**power for power in range(-1, 26))])
+    accepted = rejected(values) <= 0.0
+    last = int(np.flatnonzero(accepted).max()) if accepted.any() else 0
     if last == len(values) - 1:
         return math.copysign(math.inf, step)
-    return float(optimize.brentq(rejected, values[last], values[last + 1], xtol=1e-10 * abs(step)))
+    between = values[last], values[last + 1]
+    return float(optimize.brentq(lambda value: rejected(np.array([value]))[0], *between, xtol=1e-10 * abs(step)))
 
 
-def _quadratic(numerator: Sample, denominator: Sample) -> Callable[[float], Components]:
-    """Components of numerator - r denominator as a function of r, in which each of them is quadratic."""
-    first, second = numerator.components, denominator.components
-    both = (numerator - denominator).components
+def _rejected(ratio: Ratio, alpha: float) -> Callable[[Array], Array]:
+    """A function of ratios `[N]` that is positive where "numerator - r denominator has expectation 0" is rejected.
 
-    def at(r: float) -> Components:
+    The variance components of numerator - r denominator are quadratic in r, so three samples give them for any r.
+    """
+    first, second = ratio.numerator.components, ratio.denominator.components
+    both = (ratio.numerator - ratio.denominator).components
+    top, bottom = ratio.numerator.mean, ratio.denominator.mean
+
+    def rejected(values: Array) -> Array:
+        r = values / ratio.scale
+
         def combine(one: Array | float, two: Array | float, difference: Array | float) -> Array:
-            return np.asarray((1.0 - r) * one + r * (r - 1.0) * two + r * difference)
+            weight = r if np.ndim(one) == 0 else r[:, None]
+            return np.asarray((1.0 - weight) * one + weight * (weight - 1.0) * two + weight * difference)
 
-        return Components(
-            max(0.0, float(combine(first.total, second.total, both.total))),
-            combine(first.between, second.between, both.between),
-            np.maximum(0.0, combine(first.residual, second.residual, both.residual)),
-            both.seeds,
-            both.queries,
-        )
+        total = np.maximum(0.0, combine(first.total, second.total, both.total))
+        between = combine(first.between, second.between, both.between)
+        residual = np.maximum(0.0, combine(first.residual, second.residual, both.residual))
+        seeds = total / both.seeds
+        queries, query_df = query_part(between, residual, both.seeds, both.queries)
+        variance = seeds + queries
+        share = np.divide(seeds, variance, out=np.zeros_like(variance), where=variance > 0.0)
+        margin = critical_value(alpha, share, both.seeds - 1, query_df) * np.sqrt(variance)
+        return np.abs(top - r * bottom) - margin
 
-    return at
+    return rejected
 
 
 def _rows(terms: Mapping[str, Array]) -> Array:
