@@ -274,7 +274,7 @@ class _Ruler:
         scaled = (scaled - scaled[0]) / (scaled[-1] - scaled[0])
         kept = [len(scaled) - 1]
         for index in range(len(scaled) - 2, -1, -1):
-            if scaled[kept[-1]] - scaled[index] >= 0.14:
+            if scaled[kept[-1]] - scaled[index] >= 0.21:
                 kept.append(index)
         return sorted(kept)
 
