@@ -16,7 +16,7 @@ SMALL = [
     "training.reranking.steps=2",
     "training.embedding.batch_size=4",
     "training.reranking.batch_size=2",
-    "training.probe.every=2",
+    "training.probe.every=4",
     "training.probe.batch_size=4",
     "seeds=[42]",
     *(f"data.domains.{name}.{key}" for name in DOMAINS for key in ("queries=12", "documents=30")),

@@ -48,7 +48,7 @@ def test_coverage_and_rejection_with_seed_noise(seeds: int, seed_sd: float) -> N
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("seed_sd", [0.0, 0.01, 0.03])
 def test_coverage_and_rejection_with_seed_noise_closely(seeds: int, seed_sd: float) -> None:
-    check(Design(seeds, queries=300, seed_sd=seed_sd), trials=1500)
+    check(Design(seeds, queries=300, seed_sd=seed_sd), trials=1000)
 
 
 def test_sign_flip_speaks_of_trained_models_only() -> None:

@@ -78,6 +78,13 @@ class _Unreachable:
         raise ConnectionError(f"could not find a cluster\n at {options.get('address')}: " + "reasons " * 100)
 
 
+def test_where_nothing_is_to_do_no_cluster_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a finished study is asked for again."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a cluster was started"))
+    build_executor("ray", 2).run([], lambda event: None)
+
+
 def test_a_cluster_that_is_not_there_is_one_line(
     experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
