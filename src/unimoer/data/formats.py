@@ -53,6 +53,16 @@ def load_dataset(source: str | Path, split: str | None = None, *, strict: bool =
     return replace(dataset, queries={key: dataset.queries[key] for key in qrels}, qrels={split: qrels})
 
 
+def load_source(where: str, source: str) -> RetrievalDataset:
+    """As `load_dataset`. An error of the source itself names `where` it was given; one inside of it, file and line."""
+    try:
+        return load_dataset(source)
+    except UserError as error:
+        if Path(source).exists():
+            raise
+        raise UserError(f"{where}: {error}") from error
+
+
 def judged(dataset: RetrievalDataset, split: str) -> Qrels:
     """The judgements of the queries of a split that have at least one relevant document; empty for no such split.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimoer.config import DataConfig, DomainConfig
-from unimoer.data.formats import judged, load_dataset
+from unimoer.data.formats import judged, load_source
 from unimoer.data.held_out import held_out, training_corpus
 from unimoer.data.negatives import Positives, judged_negatives, mine_cached, relevant_elsewhere
 from unimoer.data.subset import subset
@@ -48,13 +48,7 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
     Raises:
         UserError: the source is wrong, or the split has no judged query.
     """
-    try:
-        full = load_dataset(config.source)
-    except UserError as error:
-        # What is wrong inside of a source is told with its own file and line.
-        if Path(config.source).exists():
-            raise
-        raise UserError(f"data.domains.{name}.source: {error}") from error
+    full = load_source(f"data.domains.{name}.source", config.source)
     if not judged(full, config.split):
         if config.split not in full.qrels:
             raise UserError(

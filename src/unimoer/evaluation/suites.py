@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unimoer.config import CollectionConfig, SuiteConfig
 from unimoer.data.embedded import DOMAINS
-from unimoer.data.formats import judged, load_dataset
+from unimoer.data.formats import judged, load_source
 from unimoer.data.subset import subset
 from unimoer.errors import UserError, did_you_mean
 from unimoer.types import Qrels, RetrievalDataset
@@ -108,13 +108,7 @@ def load_suite(suite: SuiteConfig) -> dict[str, Collection]:
 def load_collection(name: str, config: CollectionConfig, suite: SuiteConfig) -> Collection:
     """One collection; `config` as `list_collections` gives it."""
     split = config.split or suite.split
-    try:
-        full = load_dataset(config.source)
-    except UserError as error:
-        # What is wrong inside of a source is told with its own file and line.
-        if Path(config.source).exists():
-            raise
-        raise UserError(f"collection '{name}': {error}") from error
+    full = load_source(f"collection '{name}'", config.source)
     if split not in full.qrels:
         raise UserError(f"collection '{name}': {config.source} has no split '{split}'{did_you_mean(split, full.qrels)}")
     dataset = subset(full, queries={split: config.queries}, documents=config.documents, seed=suite.sample_seed)

@@ -47,7 +47,7 @@ def card(checkpoint: Path, config: ModelConfig, content: Mapping[str, Any], task
     spec = read_spec(run) if run is not None else None
     layers = f"its first {config.layers} layers" if config.layers else "all its layers"
     base = "the base beside this file" if "base_inside" in content else f"`{config.base}`"
-    adapter = "one LoRA" if config.adapter.experts is None else f"{len(config.adapter.experts)} LoRA experts"
+    adapter = "One LoRA" if config.adapter.experts is None else f"{len(config.adapter.experts)} LoRA experts"
     prompts = config.prompts
     parts = [
         f"# UniMoER for {' and '.join(tasks)}",

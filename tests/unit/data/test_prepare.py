@@ -133,3 +133,12 @@ def test_a_split_that_is_missing_or_empty_is_named(data: dict[str, Path], tmp_pa
 def test_queries_without_a_positive_are_counted(tmp_path: Path) -> None:
     domain = prepared(own(tmp_path, {"train": {"q": {"d0": 1}, "p": {"d1": 0}}}))
     assert (len(domain.examples), domain.without_positive) == (1, 1)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("UNIMOER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"negatives: cannot be written: .*; free space, or move the cache with"):
+        prepared(data)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 import tiny
-from unimoer.config import SuiteConfig
+from unimoer.config import CollectionConfig, SuiteConfig
 from unimoer.data import write_beir
 from unimoer.data.embedded import DOMAINS
 from unimoer.data.trec import write_trec
 from unimoer.errors import UserError
+from unimoer.evaluation import first_stage
+from unimoer.evaluation.evaluate import rank
 from unimoer.evaluation.first_stage import (
     bm25_run,
     is_shared,
@@ -20,8 +22,9 @@ from unimoer.evaluation.first_stage import (
     random_search,
     shared_candidates,
 )
+from unimoer.evaluation.measures import Measure, measures
 from unimoer.evaluation.suites import Collection, list_collections, load_suite
-from unimoer.types import Document, RetrievalDataset
+from unimoer.types import Document, RetrievalDataset, Task
 
 
 def suite(**content: Any) -> SuiteConfig:
@@ -143,3 +146,35 @@ def test_a_wrong_source_or_split_names_its_collection(data: dict[str, Path]) -> 
     ):
         with pytest.raises(UserError, match=message):
             load_suite(SuiteConfig.model_validate({"collections": {"mine": config}}))
+
+
+def test_a_random_order_of_a_large_corpus_does_not_hash_every_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn, the same on every machine, and another for every query."""
+    monkeypatch.setattr(first_stage, "LARGE", 20)
+    monkeypatch.setattr(first_stage, "_unit", lambda key: pytest.fail("a document was hashed"))
+    corpus = {f"d{n}": Document("text") for n in range(30)}
+    queries = {"q1": "a", "q2": "b"}
+    qrels = {query: {"d1": 1} for query in queries}
+    dataset = RetrievalDataset("large", corpus, queries, {"test": qrels})
+    collection = Collection("large", CollectionConfig(source="x"), "test", dataset, qrels)
+    found = first_stage.random_search(collection, k=8)
+    assert found == first_stage.random_search(collection, k=8)
+    assert all(len(found[query]) == len(set(found[query].values())) == 8 for query in queries)
+    assert list(found["q1"]) != list(found["q2"])
+    assert len(first_stage.random_search(collection, k=100)["q1"]) == 30
+
+
+def test_a_deeper_list_of_candidates_does_not_deepen_bm25s_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_stage, "SEARCH_DEPTH", 5)
+    corpus = {f"d{n}": Document("text") for n in range(30)}
+    dataset = RetrievalDataset("deep", corpus, {"q": "a"}, {"test": {"q": {"d1": 1}}})
+    collection = Collection("deep", CollectionConfig(source="x"), "test", dataset, {"q": {"d1": 1}})
+    candidates = {"q": {f"d{n}": float(-n) for n in range(20)}}
+    run = rank("bm25", collection, candidates, Task.EMBEDDING, depth=20)
+    assert list(run["q"]) == ["d0", "d1", "d2", "d3", "d4"]
+    assert len(rank("bm25", collection, candidates, Task.RERANKING, depth=20)["q"]) == 20
+
+
+def test_measures_come_in_the_order_of_stages_whatever_an_arm_names_first() -> None:
+    found = measures((Task.RERANKING, Task.EMBEDDING), whole=False)
+    assert found == [Measure.EMBEDDING, Measure.RERANKING]

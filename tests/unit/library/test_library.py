@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -42,8 +42,9 @@ def model(checkpoint: Path) -> UniMoER:
 
 def test_numbers_are_those_of_the_model(model: UniMoER, base: Path) -> None:
     plain = tiny.build(base, noise=0.3)
-    for kind, tokenise in (("query", plain.prompter.queries), ("document", plain.prompter.documents)):
-        vectors = model.encode(DOCUMENTS, kind)  # type: ignore[arg-type]
+    kinds: tuple[Literal["query", "document"], ...] = ("query", "document")
+    for kind, tokenise in zip(kinds, (plain.prompter.queries, plain.prompter.documents), strict=True):
+        vectors = model.encode(DOCUMENTS, kind)
         assert vectors.shape == (5, model.dimension) and vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, encode(plain, tokenise(DOCUMENTS)), atol=1e-5)
         # An empty text has no token under these prompts: its vector is 0, and so is every cosine with it.

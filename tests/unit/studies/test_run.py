@@ -581,3 +581,11 @@ def test_the_workload_counts_steps_and_evaluations(experiment: Make) -> None:
         "evaluate embedding": 5,
         "evaluate reranking": 6,
     }
+
+
+def test_a_study_does_not_replace_the_files_of_a_single_run(experiment: Make, copy: Path) -> None:
+    single = folder_of(copy, "rank_only")
+    before = snapshot(single)
+    with pytest.raises(UserError, match="holds a single run, whose files a study would replace"):
+        run(experiment(), single)
+    assert snapshot(single) == before
