@@ -71,7 +71,7 @@ def evaluate(
             references=references,
             trec=trec,
         )
-    table = Table(title=Text(f"{run}"), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(f"{run}"), title_justify="left", box=None, padding=(0, 1, 0, 0))
     for column in ("data set", "task", "system"):
         table.add_column(column, overflow="fold")
     for column in ("nDCG@10", "to BM25", "95% interval", "R@100", "queries"):

@@ -289,6 +289,8 @@ def test_evaluate_on_data_of_ones_own(trained: Path, data: dict[str, Path], tmp_
     assert (code, err) == (0, "")
     for word in ("nDCG@10", "to BM25", "95% interval", "R@100", "garden"):
         assert word in out
+    # At 80 columns no name is folded.
+    assert re.search(r"^garden +reranking +joint_single +0\.\d{3} ", out, re.MULTILINE)
     for task in ("embedding", "reranking"):
         for system in ("bm25", "random", "untrained", "joint_single"):
             [file] = (tmp_path / "scores" / system).glob(f"eval/*/final/garden/{task}/metrics.json")
