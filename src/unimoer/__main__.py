@@ -2,4 +2,6 @@
 
 from unimoer.cli import main
 
-main()
+# A worker imports this file too.
+if __name__ == "__main__":
+    main()

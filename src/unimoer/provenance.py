@@ -17,12 +17,16 @@ from unimoer.schema.run import Environment, Hardware
 PACKAGES = ("unimoer", "torch", "transformers", "tokenizers", "numpy", "bm25s", "pytrec-eval-terrier", "peft")
 
 
+COMMIT = "UNIMOER_COMMIT"
+"""Variable that says the commit of a copy without git, on the node of a cluster for example."""
+
+
 @cache
 def _commit() -> tuple[str | None, bool | None]:
     """Of the code that this process has loaded, asked once: the checkout may move on while a study runs."""
     # An installed wheel may lie inside somebody else's repository, whose commit would say nothing.
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None, None
+        return os.environ.get(COMMIT) or None, None
     return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
@@ -54,6 +58,13 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _gpu_name(device: str) -> str | None:
+    # Configurations and tables load without torch.
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") and torch.cuda.is_available() else None
+
+
 def environment(device: str) -> Environment:
     """What a reader needs to judge or repeat a measurement made here."""
     commit, dirty = _commit()
@@ -67,6 +78,7 @@ def environment(device: str) -> Environment:
             cores=os.cpu_count(),
             memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
             device=device,
+            gpu=_gpu_name(device),
         ),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -36,7 +36,7 @@ def _environment() -> dict[str, Any]:
         "python": found.python,
         "processor": f"{found.hardware.cpu}, {found.hardware.cores} cores",
         "memory": f"{found.hardware.memory_gb} GB",
-        "device": f"{device}, {torch.get_num_threads()} threads",
+        "device": f"{device}, {found.hardware.gpu or f'{torch.get_num_threads()} threads'}",
         "precision of the frozen base": str(resolve_dtype("auto", device)).removeprefix("torch."),
         "embedded assets": f"{cached} of {len(ASSETS)} in {cache_dir()}",
     }

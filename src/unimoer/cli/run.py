@@ -24,7 +24,7 @@ def run(
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Folder of the study [default: runs/NAME].")] = None,
     executor: Annotated[str, typer.Option(help="Where runs happen: local, or ray.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, of --executor ray.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     amend: Annotated[
         bool, typer.Option("--amend", help="Change a frozen plan: a second decision names what changed.")
     ] = False,

@@ -87,12 +87,17 @@ class DataConfig(Strict):
     domains: dict[DomainName, DomainConfig] = Field(min_length=1)
     left_out: tuple[DomainName, ...] = ()
     """Domains above that are not trained on, for a look out of domain; in a study of variants, one at each point."""
+    part: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
+    """Of every domain's queries in a fixed shuffle, train on those from the first share to the second: stages that
+    follow each other can have queries of their own, e.g. [0, 0.6] and [0.6, 1]."""
     sample_seed: int = 0
     """Seed of the samples above: the same for every run, so that arms and seeds share their training data."""
     negatives: NegativesConfig = NegativesConfig()
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
+        if self.part[0] >= self.part[1]:
+            raise ValueError(f"part: [{self.part[0]:g}, {self.part[1]:g}] holds no query; give a lower share first")
         for name in self.left_out:
             if name not in self.domains:
                 raise ValueError(f"left_out: '{name}' is none of the domains{did_you_mean(name, self.domains)}")

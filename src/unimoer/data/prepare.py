@@ -11,7 +11,7 @@ from unimoer.config import DataConfig, DomainConfig
 from unimoer.data.formats import judged, load_source
 from unimoer.data.held_out import held_out, training_corpus
 from unimoer.data.negatives import Positives, judged_negatives, mine_cached, relevant_elsewhere
-from unimoer.data.subset import subset
+from unimoer.data.subset import part, subset
 from unimoer.data.trec import read_trec
 from unimoer.errors import UserError, did_you_mean
 from unimoer.types import Example, RetrievalDataset, Run
@@ -57,7 +57,10 @@ def prepare_domain(name: str, config: DomainConfig, data: DataConfig) -> Trainin
             )
         raise UserError(f"data.domains.{name}: split '{config.split}' of {config.source} has no query with a positive")
     shown = training_corpus(full, config.split)
-    dataset = subset(shown, queries={config.split: config.queries}, documents=config.documents, seed=data.sample_seed)
+    own = part(shown, config.split, data.part, data.sample_seed)
+    if not own.qrels[config.split]:
+        raise UserError(f"data.part: [{data.part[0]:g}, {data.part[1]:g}] leaves no query of data.domains.{name}")
+    dataset = subset(own, queries={config.split: config.queries}, documents=config.documents, seed=data.sample_seed)
     left_out = len(full.split(config.split)) - len(judged(full, config.split))
     hidden = held_out(full, config.split).held_out
     run, mined_from = _given_run(name, dataset, config)

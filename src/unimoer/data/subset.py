@@ -44,6 +44,21 @@ def subset(
     return replace(dataset, corpus=corpus, queries=texts, qrels=qrels, families=families)
 
 
-def _sample(keys: Iterable[str], count: int, seed: int) -> list[str]:
+def part(dataset: RetrievalDataset, split: str, shares: tuple[float, float], seed: int) -> RetrievalDataset:
+    """Keep the judged queries of a split whose place in the order of their hashes lies between two shares.
+
+    Parts that meet share no query and leave none out; the corpus stays whole.
+    """
+    if shares == (0.0, 1.0):
+        return dataset
+    # Its own stream of hashes: a sample from a part is a sample, not the part's beginning.
+    order = _sample(judged(dataset, split), len(dataset.qrels[split]), f"part {seed}")
+    first, last = (round(share * len(order)) for share in shares)
+    kept = set(order[first:last])
+    grades = {query: found for query, found in dataset.qrels[split].items() if query in kept}
+    return replace(dataset, qrels={**dataset.qrels, split: grades})
+
+
+def _sample(keys: Iterable[str], count: int, seed: int | str) -> list[str]:
     """The `count` keys with the smallest hashes: no generator whose stream depends on order or version."""
     return nsmallest(count, keys, key=lambda key: (hashlib.sha1(f"{seed}|{key}".encode()).digest(), key))

@@ -16,8 +16,14 @@ from unimoer.runs import Watch
 Job = tuple[RunSpec, Path]
 """A run and its folder, which every worker must be able to write."""
 
+TRIES = 4
+"""Of one run: a machine that kills every worker would otherwise be tried for ever."""
+
 
 class Executor(Protocol):
+    workers: int
+    """Runs at a time."""
+
     def run(self, jobs: Sequence[Job], watch: Watch) -> None:
         """Bring every run to its end; `watch` is called in this process alone.
 
@@ -27,10 +33,12 @@ class Executor(Protocol):
 
 
 def _local(workers: int) -> Executor:
+    if workers > 1:
+        from unimoer.executors.processes import ProcessExecutor
+
+        return ProcessExecutor(workers)
     from unimoer.executors.local import LocalExecutor
 
-    if workers > 1:
-        raise UserError(f"--workers {workers}: runs of this process come one after the other; add --executor ray")
     return LocalExecutor()
 
 

@@ -9,6 +9,8 @@ from unimoer.runs import Watch, execute
 
 
 class LocalExecutor:
+    workers = 1
+
     def run(self, jobs: Sequence[Job], watch: Watch) -> None:
         for spec, folder in jobs:
             execute(spec, folder, watch)

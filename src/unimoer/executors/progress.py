@@ -36,8 +36,9 @@ def _prior(kind: str) -> float:
 class Clock:
     """Estimates the time left from the mean cost of each kind of work done so far."""
 
-    def __init__(self, work: Mapping[str, int]) -> None:
+    def __init__(self, work: Mapping[str, int], workers: int = 1) -> None:
         self.left = dict(work)
+        self.workers = workers
         self._seconds: dict[str, float] = defaultdict(float)
         self._units: dict[str, int] = defaultdict(int)
 
@@ -57,15 +58,16 @@ class Clock:
             return None
         speed = sum(self._seconds.values()) / expected
         seen = {kind: self._seconds[kind] / units for kind, units in self._units.items() if units}
-        return sum(units * seen.get(kind, _prior(kind) * speed) for kind, units in self.left.items() if units > 0)
+        left = sum(units * seen.get(kind, _prior(kind) * speed) for kind, units in self.left.items() if units > 0)
+        return left / self.workers
 
 
 class Progress:
     """Says what is being done; a context manager."""
 
-    def __init__(self, console: Console, work: Mapping[str, int]) -> None:
+    def __init__(self, console: Console, work: Mapping[str, int], workers: int = 1) -> None:
         self.console = console
-        self.clock = Clock(work)
+        self.clock = Clock(work, workers)
         self._status: Status | None = console.status("") if console.is_terminal else None
         self._last_title, self._last_time = "", 0.0
 

@@ -14,12 +14,10 @@ from typing import Any
 
 from unimoer.config import RunSpec
 from unimoer.errors import UserError
-from unimoer.executors import Job
+from unimoer.executors import TRIES, Job
 from unimoer.runs import Event, Watch, execute
 from unimoer.runtime import favour_speed
 
-TRIES = 4
-"""Of one run: a machine that kills every worker would otherwise be tried for ever."""
 LOST = ("RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError")
 """What Ray raises for a worker that is gone: with its process, with its machine, or for want of memory."""
 POLL = 0.5

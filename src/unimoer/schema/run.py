@@ -15,6 +15,8 @@ class Hardware(Record):
     cores: int | None = None
     memory_gb: float | None = None
     device: str = "cpu"
+    gpu: str | None = None
+    """Its name, where the device is one."""
 
 
 class Environment(Record):

@@ -94,8 +94,9 @@ def run_study(
         todo = [(spec, place) for place, spec in jobs.items() if not is_done(place, spec)]
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are already done in {folder}", highlight=False)
-        with Progress(console, workload([spec for spec, _ in todo])) as progress:
-            (executor or LocalExecutor()).run(todo, progress.take)
+        runner = executor or LocalExecutor()
+        with Progress(console, workload([spec for spec, _ in todo]), min(runner.workers, len(todo)) or 1) as progress:
+            runner.run(todo, progress.take)
             progress.update("statistics", "intervals and tests")
             write_results(folder)
     return plan

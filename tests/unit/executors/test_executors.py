@@ -35,11 +35,6 @@ def test_executors_by_name() -> None:
         build_executor("rai")
 
 
-def test_workers_are_refused_where_there_is_one_process() -> None:
-    with pytest.raises(UserError, match="--workers 2: runs of this process come one after the other; add --executor"):
-        build_executor("local", 2)
-
-
 def test_the_runs_of_this_process_come_one_after_the_other(experiment: Make, tmp_path: Path) -> None:
     jobs = [job(experiment, tmp_path, seed) for seed in (1, 2)]
     events: list[Event] = []

@@ -12,8 +12,9 @@ import pytest
 
 from unimoer.config import Resources, RunSpec
 from unimoer.errors import UserError
+from unimoer.executors import TRIES
 from unimoer.executors import ray as executor
-from unimoer.executors.ray import LOST, TRIES, RayExecutor
+from unimoer.executors.ray import LOST, RayExecutor
 from unimoer.runs import ignore
 
 Outcome = Callable[[int], "Exception | str | None"]

@@ -14,7 +14,7 @@ def build(study: StudyFolder) -> Section | None:
         *([hardware.cpu] if hardware.cpu else []),
         *([f"{hardware.cores} cores"] if hardware.cores else []),
         *([f"{hardware.memory_gb:g} GB memory"] if hardware.memory_gb else []),
-        f"device {hardware.device}",
+        f"device {hardware.device}" + (f", {hardware.gpu}" if hardware.gpu else ""),
     ]
     commit = environment.git_commit or "unknown"
     packages = [f"{name} {version}" for name, version in sorted(environment.packages.items())]
