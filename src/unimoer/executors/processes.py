@@ -88,8 +88,10 @@ class ProcessExecutor:
         finally:
             for worker in workers:
                 worker.pipe.close()
-                worker.process.terminate()
+                if worker.job is not None:
+                    worker.process.terminate()
             for worker in workers:
+                # An idle one ends by itself when its pipe is closed.
                 worker.process.join()
         if failed is not None:
             raise failed
