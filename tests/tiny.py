@@ -403,5 +403,7 @@ def run_study(content: dict[str, Any], folder: Path, study: str = "kill-gate", *
     """A whole study in this process; returns what it printed."""
     printed = io.StringIO()
     console = Console(file=printed, width=200)
-    run.run_study(find_study(study), parsed(content), folder, command="test", console=console, **{"device": CPU} | options)
+    run.run_study(
+        find_study(study), parsed(content), folder, command="test", console=console, **{"device": CPU} | options
+    )
     return printed.getvalue()

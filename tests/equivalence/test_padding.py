@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from unimoer.data.collate import join
 from unimoer.model.unified import UnifiedModel
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -81,3 +82,13 @@ def test_gradients_do_not_depend_on_the_side_of_the_padding(base: Path) -> None:
     for found, expected in zip(*gradients, strict=True):
         assert torch.isfinite(found).all()
         assert tiny.relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_texts_of_two_batches_are_read_alike_in_one(padding: str, attention: str, base: Path) -> None:
+    model = tiny.build(base, noise=0.1, embedding={"pooling": "mean", "attention": attention})
+    short, long = tiny.batch(tiny.ids([5, 3]), padding), tiny.batch(tiny.ids([9, 20, 4], seed=1), padding, 8)
+    for first, second in ((short, long), (long, short)):
+        apart = torch.cat([model.embed(first), model.embed(second)])
+        assert tiny.relative(model.embed(join(first, second)), apart) < 1e-5

@@ -20,7 +20,8 @@ from unimoer.model.unified import UnifiedModel
 from unimoer.runs import execute, ignore, is_done
 from unimoer.runs.folder import checkpoint_folder
 from unimoer.studies.planning import single_run
-from unimoer.types import Task
+from unimoer.training.objectives import compute_loss
+from unimoer.types import EmbeddingBatch, Task
 
 Make = Callable[..., dict[str, Any]]
 
@@ -74,6 +75,33 @@ def agree(config: Any) -> None:
             assert tiny.relative(found["cuda"][key], expected) < 1e-4, key
 
 
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("adapter", ["lora", "sequence", "switch"])
+def test_a_training_batch_costs_what_it_costs_on_the_cpu(
+    adapter: str, padding: str, experiment: Make, base: Path
+) -> None:
+    """On a GPU queries and documents of unrouted models pass in one batch."""
+    settings = tiny.parsed(experiment()).training
+    batch = EmbeddingBatch(
+        "kitchen",
+        tiny.batch(tiny.ids([4, 9, 6]), padding),
+        tiny.batch(tiny.ids([30, 12, 20], seed=1), padding, 8),
+        torch.eye(3, dtype=torch.bool),
+    )
+    found = {}
+    for name in ("cpu", "cuda"):
+        model = UnifiedModel(tiny.model_config(base, adapter=ADAPTERS[adapter]), torch.device("cpu"))
+        tiny.stir(model, 0.1)
+        loss, _ = compute_loss(model.to(name), batch, settings)
+        loss.backward()
+        grads = {key: p.grad.cpu() for key, p in model.named_parameters() if p.grad is not None}
+        found[name] = {"loss": loss.detach().cpu(), **grads}
+    assert found["cpu"].keys() == found["cuda"].keys()
+    for key, expected in found["cpu"].items():
+        if expected.norm() > 0:
+            assert tiny.relative(found["cuda"][key], expected) < 1e-4, key
+
+
 def job(content: dict[str, Any], folder: Path) -> tuple[RunSpec, Path]:
     spec = single_run(tiny.parsed(content), torch.device("cuda"))
     return spec, folder / spec.folder
@@ -86,14 +114,14 @@ def test_a_stopped_run_ends_in_the_same_bits(arm: str, experiment: Make, tmp_pat
     whole, stopped = job(content, tmp_path / "whole"), job(content, tmp_path / "stopped")
     execute(*whole)
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(event: Any) -> None:
         if event.detail.startswith("step 3/"):
-            raise Stop
+            raise StoppedError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         execute(*stopped, stop)
     execute(*stopped)
     assert all(is_done(folder, spec) for spec, folder in (whole, stopped))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from unimoer.config.heads import HEADS, HeadName, Reads
 from unimoer.data.prompts import Prompter
@@ -25,6 +26,18 @@ from unimoer.types import (
 def reads(head: HeadName) -> Reads:
     """What the score head of this name reads."""
     return HEADS[head].reads
+
+
+def join(first: TokenBatch, second: TokenBatch) -> TokenBatch:
+    """The rows of both, the shorter ones padded further on the side where theirs are: `[B1 + B2, max(T1, T2)]`."""
+    length = max(first.input_ids.shape[1], second.input_ids.shape[1])
+    parts = []
+    for part in (first, second):
+        missing = length - part.input_ids.shape[1]
+        left = not bool(part.attention_mask[:, 0].all())
+        sides = (missing, 0) if left else (0, missing)
+        parts.append([F.pad(found, sides) for found in (part.input_ids, part.attention_mask, part.position_ids)])
+    return TokenBatch(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
 
 
 def pad(

@@ -18,11 +18,10 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
-import bm25s
 import numpy as np
 import Stemmer
-from bm25s.stopwords import STOPWORDS_EN
 
+from unimoer.data.bm25s_alone import STOPWORDS_EN, bm25s
 from unimoer.files import new_array
 
 CHUNK = 16_384
