@@ -16,14 +16,24 @@ from unimoer.errors import UserError
 class Form(StrEnum):
     PEFT = "peft"
     MERGED = "merged"
+    PORTABLE = "portable"
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint folder.")],
     output: Annotated[Path, typer.Option(help="A new folder; one subfolder a task.")],
     form: Annotated[
-        Form, typer.Option("--format", help="peft: LoRA adapters. merged: plain models, for sentence-transformers too.")
+        Form,
+        typer.Option(
+            "--format",
+            help="peft: LoRA adapters. merged: plain models, for sentence-transformers too. portable: one folder for "
+            "unimoer.UniMoER.load, of any arm.",
+        ),
     ] = Form.PEFT,
+    onto: Annotated[
+        Path | None,
+        typer.Option(help="Of portable: the run whose merged weights this one began with; both become one LoRA."),
+    ] = None,
     task: Annotated[
         Tasks | None, typer.Option(help="What to export [default: all that the run was trained for].")
     ] = None,
@@ -39,6 +49,18 @@ def export(
     from unimoer.model.merging import check_fixed
     from unimoer.runs.folder import checkpoint_folder, trained_tasks
 
+    console = Console(markup=False, emoji=False)
+    if form is Form.PORTABLE:
+        from unimoer.library.portable import save_portable
+
+        if task is not None:
+            raise UserError(f"--task {task.value}: a portable folder holds all that the run was trained for")
+        checkpoint, first = checkpoint_folder(run), None if onto is None else checkpoint_folder(onto)
+        save_portable(checkpoint, output, trained_tasks(checkpoint), "auto", first)
+        console.print(f"{form.value}  {output}", highlight=False, soft_wrap=True)
+        return
+    if onto is not None:
+        raise UserError(f"--onto {onto}: joins two stages in a portable folder; add --format portable")
     checkpoint = checkpoint_folder(run)
     # What can be refused is refused before the base is loaded.
     check_new(output)
@@ -51,6 +73,5 @@ def export(
         raise UserError(f"{run}: was not trained for {untrained[0]}; leave --task out, or name {trained[0]}")
     check_pairs(described, tasks)
     model = load_model(checkpoint, torch.device("cpu"))
-    console = Console(markup=False, emoji=False)
-    for folder in export_model(model, output, form=form.value, tasks=tasks):
+    for folder in export_model(model, output, form="merged" if form is Form.MERGED else "peft", tasks=tasks):
         console.print(f"{form.value}  {folder}", highlight=False, soft_wrap=True)

@@ -53,7 +53,7 @@ class UniMoER:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", verify: bool = True) -> Self:
-        """From a run folder, a checkpoint, or what `save` wrote.
+        """From a run folder, a checkpoint, what `save` wrote, or a model of this package by its name.
 
         One LoRA is merged into the weights. `verify` computes the golden outputs again before that.
 
@@ -64,16 +64,26 @@ class UniMoER:
         model = load_model(checkpoint, resolve_device(device), verify=verify)
         return cls(model, checkpoint, trained_tasks(checkpoint))
 
-    def save(self, folder: str | Path, *, base: Literal["auto", "copy", "reference"] = "auto") -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        base: Literal["auto", "copy", "reference"] = "auto",
+        onto: str | Path | None = None,
+    ) -> Path:
         """Write a new folder with all that `load` needs: adapter, routers, head, prompts, golden outputs, model card.
 
         `copy` takes the files of the frozen base along, so that the folder works anywhere; `reference` keeps its name
         and fingerprint; `auto` copies what only this machine has, a local folder or GGUF file.
 
+        `onto` is the run whose merged weights this one began with: both stages are written as one LoRA on *its* base,
+        in bfloat16, and the merged copy is no longer needed.
+
         Raises:
-            UserError: the folder exists or cannot be written.
+            UserError: the folder exists or cannot be written, or `onto` is not the stage before this one.
         """
-        return save_portable(self.checkpoint, Path(folder).expanduser(), self.tasks, base)
+        first = None if onto is None else checkpoint_folder(Path(onto).expanduser())
+        return save_portable(self.checkpoint, Path(folder).expanduser(), self.tasks, base, first)
 
     @cached_property
     def dimension(self) -> int:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json, write_text
 from unimoer.library.card import card
-from unimoer.model.checkpoint import BASE_INSIDE, read_description
+from unimoer.model.checkpoint import BASE_INSIDE, read_description, save_model
+from unimoer.model.stages import join_stages
 from unimoer.types import Task
 
 _BASE_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -18,18 +21,30 @@ _BASE_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 def save_portable(
-    checkpoint: Path, folder: Path, tasks: Sequence[Task], base: Literal["auto", "copy", "reference"]
+    checkpoint: Path,
+    folder: Path,
+    tasks: Sequence[Task],
+    base: Literal["auto", "copy", "reference"],
+    onto: Path | None = None,
 ) -> Path:
     """Copy a checkpoint to a new folder, all or nothing; see `UniMoER.save`."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another folder, or remove it")
-    content = read_json(checkpoint / "unimoer.json")
-    config = read_description(checkpoint)["model"]
-    source = Path(config.base).expanduser()
-    if base == "copy" and not source.exists():
-        raise UserError(f"{config.base}: is not a folder or file here, so it cannot be copied; save by reference")
     with new_folder(folder) as temporary:
-        shutil.copyfile(checkpoint / "adapter.safetensors", temporary / "adapter.safetensors")
+        if onto is None:
+            own = checkpoint
+            shutil.copyfile(checkpoint / "adapter.safetensors", temporary / "adapter.safetensors")
+        else:
+            own = temporary / "joined"
+            save_model(join_stages(onto, checkpoint, torch.device("cpu")), own, dtype=torch.bfloat16)
+            (own / "adapter.safetensors").rename(temporary / "adapter.safetensors")
+        content = read_json(own / "unimoer.json")
+        config = read_description(own)["model"]
+        if own is not checkpoint:
+            shutil.rmtree(own)
+        source = Path(config.base).expanduser()
+        if base == "copy" and not source.exists():
+            raise UserError(f"{config.base}: is not a folder or file here, so it cannot be copied; save by reference")
         if base != "reference" and source.exists():
             content["base_inside"] = _copy_base(source, temporary)
         else:

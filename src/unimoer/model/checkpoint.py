@@ -81,15 +81,24 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: damaged safetensors file: {error}") from error
 
 
-def save_model(model: UnifiedModel, folder: Path) -> None:
-    """Write `adapter.safetensors` and `unimoer.json`; the folder appears complete or not at all."""
+def save_model(model: UnifiedModel, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write `adapter.safetensors` and `unimoer.json`; the folder appears complete or not at all.
+
+    With `dtype` bfloat16 weights take half the place, and the model itself is rounded to them.
+    """
+    rounded = {name for name, tensor in model.state().items() if tensor.dtype == torch.float32 != dtype}
+    with torch.no_grad():
+        for name in rounded:
+            tensor = model.state()[name]
+            tensor.copy_(tensor.to(dtype))
     was_training = model.training
     model.eval()
     golden = golden_outputs(model)
     if not all(math.isfinite(value) for value in (*golden["embedding"], golden["score"])):
         raise UserError(f"{folder}: the trained model returns no numbers: training diverged; lower the learning rate")
     with new_folder(folder) as temporary:
-        save_tensors(model.state(), temporary / "adapter.safetensors")
+        kept = {name: tensor.to(dtype) if name in rounded else tensor for name, tensor in model.state().items()}
+        save_tensors(kept, temporary / "adapter.safetensors")
         description = {
             "format": FORMAT,
             "unimoer": __version__,
@@ -148,7 +157,7 @@ def load_model(folder: Path, device: torch.device, *, verify: bool = True) -> Un
     for expert, ranks in description["active_ranks"].items():
         grow_expert(model, expert, ranks)
     if verify:
-        _verify(model, description["golden"], folder)
+        verify_golden(model, description["golden"], folder)
     return model
 
 
@@ -188,7 +197,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     }
 
 
-def _verify(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:
+def verify_golden(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:
+    """Raises: UserError when the model does not give what `golden_outputs` gave when it was saved in `folder`."""
     now = golden_outputs(model)
     # The coarser of the two precisions decides what can be asked for.
     tolerance = max(GOLDEN_TOLERANCE[name] for name in (golden.get("dtype", now["dtype"]), now["dtype"]))

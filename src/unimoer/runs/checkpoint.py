@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from unimoer.assets.released import RELEASED
 from unimoer.config import BM25, RANDOM, UNTRAINED, CollectionConfig, ModelConfig, RunSpec, SuiteConfig, SuiteSpec
 from unimoer.errors import UserError
 from unimoer.evaluation.suites import collection_of, list_collections
@@ -68,6 +69,9 @@ def suite_of(
 def scores_folder(run: Path, output: Path | None) -> Path:
     """Where `evaluate_checkpoint` puts a folder for each system."""
     folder = checkpoint_folder(run)
+    if folder in RELEASED.values():
+        # Nothing is written into the package.
+        return output or Path("runs") / folder.name
     return output or (run_of(folder) or folder) / "extra"
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from unimoer.assets.released import RELEASED
 from unimoer.config import REFERENCES, RunSpec
-from unimoer.errors import UserError
+from unimoer.errors import UserError, did_you_mean
 from unimoer.evaluation.measures import Measure, measures
 from unimoer.files import write_text
 from unimoer.model.checkpoint import read_description
@@ -142,14 +143,18 @@ def read_spec(folder: Path) -> RunSpec | None:
 
 
 def checkpoint_folder(run: Path) -> Path:
-    """The finished checkpoint of a run folder, or the folder itself if it is one.
+    """The finished checkpoint of a run folder, the folder itself if it is one, or a model of this package by its name.
 
     Raises:
         UserError: there is none.
     """
+    if str(run) in RELEASED and not run.exists():
+        return RELEASED[str(run)]
     for candidate in (run, run / "checkpoints" / FINAL):
         if (candidate / "unimoer.json").is_file():
             return candidate
+    if not run.exists():
+        raise UserError(f"{run}: no such folder, and no released model of that name{did_you_mean(str(run), RELEASED)}")
     raise UserError(f"{run}: no finished checkpoint here (looked for checkpoints/final/unimoer.json)")
 
 

@@ -98,7 +98,7 @@ def test_a_folder_that_exists_is_refused(call: Call, base: Path, tmp_path: Path)
 
 
 def test_no_checkpoint(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "no finished checkpoint here" in refused(tmp_path / "nothing", "--output", "out")
+    assert "no such folder" in refused(tmp_path / "nothing", "--output", "out")
 
 
 def test_weights_that_depend_on_the_text(refused: Callable[..., str], base: Path, tmp_path: Path) -> None:
