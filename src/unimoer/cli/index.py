@@ -1,0 +1,74 @@
+"""`unimoer index`: documents into an index, and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unimoer.cli.options import Device
+
+
+def index(
+    output: Annotated[Path, typer.Argument(help="Folder of the index, new or there already.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="A .jsonl, a folder of text and Markdown or of BEIR files, embedded:NAME, hf:ID or ir:ID."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Run, saved folder or released model [default: the index's own].")
+    ] = None,
+    split_identifiers: Annotated[
+        bool, typer.Option("--split-identifiers", help="Let BM25 split camelCase and snake_case words (code).")
+    ] = False,
+    delete: Annotated[list[str] | None, typer.Option(help="Take this document out. Repeatable.")] = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Take out what the sources do not have.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Add documents to an index, replace those that have changed, delete those that are named.
+
+    The same command goes on where a killed one stopped; until it has ended, searches see the index as it was.
+    """
+    from unimoer.assets.released import RELEASED
+    from unimoer.errors import UserError
+    from unimoer.executors.progress import Progress
+    from unimoer.search import SearchIndex, read_documents
+
+    if not sources and not delete:
+        raise UserError("nothing to do: name documents to add, or --delete some")
+    if sync and not sources:
+        raise UserError("--sync: goes with documents to add: what they do not have is taken out")
+    console = Console(markup=False, emoji=False)
+    there = (output / "index.json").exists()
+    if not there and not sources:
+        raise UserError(f"{output}: no index here to delete from")
+    started = [read_documents(source) for source in sources or ()]
+    with Progress(console, {}) as progress:
+        progress.update("loading the model", model or "")
+        if there and not split_identifiers:
+            found = SearchIndex.open(output, model=model, device=device)
+        else:
+            chosen = model or next(iter(RELEASED))
+            found = SearchIndex.create(output, chosen, split_identifiers=split_identifiers, device=device)
+        seen: set[str] = set()
+
+        def documents() -> Iterator[tuple[str, str]]:
+            for source in started:
+                for key, text in source:
+                    seen.add(key)
+                    yield key, text
+
+        def report(done: int, total: int) -> None:
+            progress.update("embedding", f"{done:,} of {total:,} texts of this part, {len(seen):,} read")
+
+        said = []
+        if sources:
+            counts = found.add(documents(), report=report)
+            said = [f"{count:,} {name}" for name, count in counts.items() if count]
+        gone = found.delete(delete or ()) + (found.keep_only(seen) if sync else 0)
+    if gone:
+        said.append(f"{gone:,} deleted")
+    console.print(f"{', '.join(said) or 'nothing changed'}; {len(found):,} documents in {output}", soft_wrap=True)

@@ -1,0 +1,6 @@
+"""Search with a trained model: an index on disk, and queries against it."""
+
+from unimoer.search.index import Hit, Hits, SearchIndex
+from unimoer.search.sources import read_documents
+
+__all__ = ["Hit", "Hits", "SearchIndex", "read_documents"]
