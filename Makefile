@@ -18,13 +18,19 @@ VERSION := import sys; print("%d.%d.%d" % sys.version_info[:3])
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup quick test lint bench help clean
+.PHONY: setup quick model test lint bench help clean
 
 setup: $(INSTALLED) ## Make .venv, install with pinned versions, fetch and verify the embedded model and data
 	@$(BIN)/unimoer data fetch
 
 quick: setup ## Run the quick kill gate (minutes on 2 cores): the verdict, and the path of its report
 	@$(BIN)/unimoer run kill-gate --quick $(ARGS)
+
+model: setup ## Train a model for both stages from the embedded data (an hour on 2 cores), into runs/model
+	@$(BIN)/unimoer train pretrain --output runs/pretrain
+	@test -d runs/pretrain-merged || $(BIN)/unimoer export runs/pretrain --format merged --task embedding --output runs/pretrain-merged
+	@$(BIN)/unimoer train pretrained --set 'arms=[joint_single]' --output runs/both
+	@test -d runs/model || $(BIN)/unimoer export runs/both --format portable --onto runs/pretrain --output runs/model
 
 test: setup ## Run the whole test suite; narrow it with ARGS="tests/unit -k NAME"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)

@@ -17,6 +17,11 @@ import numpy as np
 from unimoer.errors import UserError
 
 
+def _unwritten(path: Path, error: OSError) -> UserError:
+    # NumPy's own errors of a full disk have no words of the system.
+    return UserError(f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` atomically.
 
@@ -39,7 +44,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
+        raise _unwritten(path, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -71,7 +76,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
+        raise _unwritten(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -19,7 +19,10 @@ def index(
         typer.Argument(help="A .jsonl, a folder of text and Markdown or of BEIR files, embedded:NAME, hf:ID or ir:ID."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Run, saved folder or released model [default: the index's own].")
+        str | None,
+        typer.Option(
+            help="Run, saved folder or released model [default: the index's own; for a new one, the released]."
+        ),
     ] = None,
     split_identifiers: Annotated[
         bool, typer.Option("--split-identifiers", help="Let BM25 split camelCase and snake_case words (code).")
@@ -36,6 +39,7 @@ def index(
     from unimoer.errors import UserError
     from unimoer.executors.progress import Progress
     from unimoer.search import SearchIndex, read_documents
+    from unimoer.search.store import Store
 
     if not sources and not delete:
         raise UserError("nothing to do: name documents to add, or --delete some")
@@ -48,11 +52,11 @@ def index(
     started = [read_documents(source) for source in sources or ()]
     with Progress(console, {}) as progress:
         progress.update("loading the model", model or "")
-        if there and not split_identifiers:
-            found = SearchIndex.open(output, model=model, device=device)
+        if there and model is None and not split_identifiers:
+            found = SearchIndex.open(output, device=device)
         else:
-            chosen = model or next(iter(RELEASED))
-            found = SearchIndex.create(output, chosen, split_identifiers=split_identifiers, device=device)
+            named = Store.open(output).state.model if there else next(iter(RELEASED))
+            found = SearchIndex.create(output, model or named, split_identifiers=split_identifiers, device=device)
         seen: set[str] = set()
 
         def documents() -> Iterator[tuple[str, str]]:
@@ -67,7 +71,10 @@ def index(
         said = []
         if sources:
             counts = found.add(documents(), report=report)
+            superseded = counts.pop("superseded")
             said = [f"{count:,} {name}" for name, count in counts.items() if count]
+            if superseded:
+                progress.note(f"{superseded:,} texts have an id that comes again later: only the last one is kept")
         gone = found.delete(delete or ()) + (found.keep_only(seen) if sync else 0)
     if gone:
         said.append(f"{gone:,} deleted")

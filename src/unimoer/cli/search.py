@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,13 +42,20 @@ def search(
     device: Device = "auto",
 ) -> None:
     """Search an index: retrieve by meaning and by words, and, with --rerank N, score the best again."""
+    from unimoer.errors import UserError
     from unimoer.search import SearchIndex
 
     console = Console(markup=False, emoji=False)
     found = SearchIndex.open(index, model=model, device=device)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     queries: Iterable[str] = [query] if query is not None else (line.rstrip("\n") for line in sys.stdin)
     for asked in queries:
-        hits = found.search(asked, k, retrieve=retrieve.value, rerank=rerank, rrf=rrf)
+        try:
+            hits = found.search(asked, k, retrieve=retrieve.value, rerank=rerank, rrf=rrf)
+        except ValueError:
+            # Bytes of another encoding come as halves of surrogate pairs.
+            raise UserError("the query is not UTF-8 text") from None
         if as_json:
             content = {"query": asked, "hits": [asdict(hit) for hit in hits.hits], "milliseconds": hits.milliseconds}
             typer.echo(json.dumps(content, ensure_ascii=False))

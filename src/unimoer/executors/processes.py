@@ -73,8 +73,10 @@ class ProcessExecutor:
                         said = worker.pipe.recv()
                     except (EOFError, OSError):
                         workers.remove(worker)
-                        workers.append(_start(threads))
-                        failed = failed or _lost(worker, waiting, watch)
+                        lost = _lost(worker, waiting, watch)
+                        failed = failed or lost
+                        if failed is None:
+                            workers.append(_start(threads))
                         continue
                     if isinstance(said, Event):
                         watch(said)
@@ -128,19 +130,24 @@ def _work(pipe: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     favour_speed()
     torch.set_num_threads(threads)
-    try:
-        while True:
+
+    def send(said: Event | Ended) -> None:
+        try:
+            pipe.send(said)
+        except OSError:
+            # Whoever asked is gone; the run goes on from its checkpoint when it is asked for again.
+            raise SystemExit from None
+
+    while True:
+        try:
             spec, folder = pipe.recv()
-            ended = Ended()
-            try:
-                execute(RunSpec.model_validate_json(spec), Path(folder), pipe.send)
-            except UserError as error:
-                ended = Ended(problem=str(error))
-            except (BrokenPipeError, ConnectionResetError):
-                raise
-            except Exception:
-                ended = Ended(broken=traceback.format_exc())
-            pipe.send(ended)
-    except (EOFError, OSError):
-        # Whoever asked is gone; the run goes on from its checkpoint when it is asked for again.
-        return
+        except (EOFError, OSError):
+            return
+        ended = Ended()
+        try:
+            execute(RunSpec.model_validate_json(spec), Path(folder), send)
+        except UserError as error:
+            ended = Ended(problem=str(error))
+        except Exception:
+            ended = Ended(broken=traceback.format_exc())
+        send(ended)

@@ -31,8 +31,14 @@ def join_stages(first: Path, last: Path, device: torch.device) -> UnifiedModel:
         if adapter.experts is not None or adapter.router is not None:
             raise UserError(f"{folder}: has routed experts; stages can be joined where both are one LoRA")
     config = _joined(one["model"], two["model"], first)
+    earlier, later = (load_tensors(folder / "adapter.safetensors") for folder in (first, last))
+    for name, tensor in later.items():
+        # B by its rows, A by its columns: ranks may differ.
+        side = {"a": 1, "b": 0}.get(name.split(".")[-2])
+        if side is not None and (name not in earlier or earlier[name].shape[side] != tensor.shape[side]):
+            raise UserError(f"{first}: is of another model than {last}: {name} does not fit")
     model = UnifiedModel(config, device)
-    tensors = _stack(load_tensors(first / "adapter.safetensors"), load_tensors(last / "adapter.safetensors"), one, two)
+    tensors = _stack(earlier, later, one, two)
     load_weights(model, tensors, last)
     try:
         verify_golden(model, two["golden"], last)

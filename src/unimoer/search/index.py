@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 from unimoer.data.bm25 import BM25
 from unimoer.errors import UserError, did_you_mean
 from unimoer.evaluation.fusion import combine, fuse
-from unimoer.evaluation.search import CHUNK
 from unimoer.files import read_json
 from unimoer.library import UniMoER
 from unimoer.model.inference import Report
@@ -27,8 +27,14 @@ from unimoer.types import Run, Task
 Retrieve = Literal["fused", "dense", "bm25"]
 PART = 8192
 """Documents of a part: what is lost when an addition is killed."""
+CHARACTERS = 1 << 25
+"""Of a part's texts, which are in memory together."""
+SMALL = 8
+"""Parts of less than half the size, before they become one: each holds two open files."""
 DEPTH = 100
 """Documents that each kind of search brings into a fusion."""
+PROMPTS = ("query", "document", "instruction", "append_eos", "eos_token", "max_query_tokens", "max_document_tokens")
+"""Settings of prompts that decide about a vector."""
 WORDS = 0.5
 """Weight of BM25's standardised scores where those of the vectors have 1: chosen on dev (docs/results/levers.md)."""
 
@@ -63,8 +69,8 @@ class SearchIndex:
     """
 
     def __init__(self, store: Store, model: UniMoER) -> None:
-        self._store, self.model = store, model
-        self._load()
+        self.model, self._identity = model, identity(model)
+        self._show(store)
 
     @classmethod
     def create(
@@ -83,16 +89,17 @@ class SearchIndex:
             if split_identifiers and not index._store.state.split_identifiers:
                 raise UserError(f"{place}: BM25 here does not split identifiers; make another index")
             return index
-        if place.exists() and any(path.name != ".lock" for path in place.iterdir()):
-            raise UserError(f"{place}: is a folder with other files in it; choose a new one")
+        if place.exists() and (not place.is_dir() or any(path.name != ".lock" for path in place.iterdir())):
+            raise UserError(f"{place}: is not an index, and not empty; choose a new folder")
         loaded = UniMoER.load(model, device=device)
         if Task.EMBEDDING not in loaded.tasks:
             raise UserError(f"{model}: was not trained to embed, so there is nothing to index with")
         with locked(place):
-            state = State(_name(model), identity(loaded), loaded.dimension, split_identifiers)
-            store = Store(place, state)
-            store.commit(state)
-        return cls(store, loaded)
+            # Another process may have made one while the model was loaded.
+            if not (place / "index.json").exists():
+                state = State(_name(model), identity(loaded), split_identifiers)
+                Store(place, state).commit(state, finished=True)
+        return cls._of(place, loaded)
 
     @classmethod
     def open(cls, folder: str | Path, *, model: str | Path | None = None, device: str = "auto") -> Self:
@@ -101,15 +108,30 @@ class SearchIndex:
         Raises:
             UserError: there is none, or its vectors are of another model.
         """
-        store = Store.open(Path(folder).expanduser())
-        loaded = UniMoER.load(model or store.state.model, device=device)
-        found = identity(loaded)
-        if found != store.state.identity:
+        place = Path(folder).expanduser()
+        named = Store.open(place).state.model
+        try:
+            loaded = UniMoER.load(model or named, device=device)
+        except UserError as error:
+            if model is not None:
+                raise
+            raise UserError(f"{folder}: its model cannot be loaded; say where it is (--model): {error}") from None
+        return cls._of(place, loaded)
+
+    @classmethod
+    def _of(cls, folder: Path, loaded: UniMoER) -> Self:
+        """Opened after the model, which takes seconds: a writer may come meanwhile."""
+        index = cls(Store.open(folder), loaded)
+        index._check()
+        return index
+
+    def _check(self) -> None:
+        state = self._store.state
+        if self._identity != state.identity:
             raise UserError(
-                f"{folder}: its vectors are of another model: {store.state.model} ({store.state.identity}), "
-                f"{model or store.state.model} is {found}; make another index, or name that model"
+                f"{self._store.folder}: its vectors are of another model: {state.model} ({state.identity}), not of "
+                f"{self.model.checkpoint} ({self._identity}); make another index, or name that model"
             )
-        return cls(store, loaded)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -123,12 +145,13 @@ class SearchIndex:
         """Add documents, id -> content, and replace those whose content has changed; what is the same is left alone.
 
         Nothing of it is seen before all is done. A call that was killed is finished by the same call: it embeds only
-        what had not been. Returns how many were `added`, `replaced` and `unchanged`.
+        what had not been. Returns how many were `added`, `replaced` and `unchanged`, and how many texts were
+        `superseded` by a later one of the same id in the same call.
 
         Raises:
             UserError: another process writes here, or the disk is full.
         """
-        counts = {"added": 0, "replaced": 0, "unchanged": 0}
+        counts = {"added": 0, "replaced": 0, "unchanged": 0, "superseded": 0}
         with self._writing() as store:
             pending = store.pending()
             # What is there, or waits, by id: the later one counts.
@@ -137,11 +160,13 @@ class SearchIndex:
             known.update((key, digest) for part in pending for key, digest in zip(part.ids, part.hashes, strict=True))
             wanted: dict[str, str] = {}
             batch: dict[str, str] = {}
+            size = 0
             pairs = documents.items() if isinstance(documents, Mapping) else documents
             for key, text in pairs:
                 if not key:
                     raise UserError("a document has an empty id")
                 digest = text_hash(text)
+                counts["superseded"] += key in wanted and wanted[key] != digest
                 wanted[key] = digest
                 if known.get(key) == digest:
                     continue
@@ -149,32 +174,35 @@ class SearchIndex:
                 # A dictionary keeps the first place of a key; the later text must be the later one.
                 batch.pop(key, None)
                 batch[key] = text
-                if len(batch) == PART:
+                size += len(text)
+                if len(batch) == PART or size >= CHARACTERS:
                     pending.append(self._embed(store, batch, pending, report))
-                    batch = {}
+                    batch, size = {}, 0
             if batch:
                 pending.append(self._embed(store, batch, pending, report))
             if pending:
-                store.parts.update((part.folder.name, part) for part in pending)
                 # Of what an earlier call has left, only what this one asks for.
-                unasked = {part.folder.name: _unasked(part, wanted) for part in pending}
-                self._commit(store, {**store.state.parts, **unasked}, set())
+                self._commit(store, pending, [_unasked(part, wanted) for part in pending], set(), finished=True)
         for key, digest in wanted.items():
             counts["added" if key not in before else "unchanged" if before[key] == digest else "replaced"] += 1
         return counts
 
     def delete(self, ids: Iterable[str]) -> int:
         """Take documents out; returns how many of them there were."""
-        gone = {key for key in ids if key in self._rows}
-        if gone:
-            with self._writing() as store:
-                self._commit(store, dict(store.state.parts), gone)
-        return len(gone)
+        named = set(ids)
+        return self._delete(lambda key: key in named)
 
     def keep_only(self, ids: Iterable[str]) -> int:
         """Delete every document that is not named; returns how many."""
-        wanted = set(ids)
-        return self.delete([key for key in self._rows if key not in wanted])
+        named = set(ids)
+        return self._delete(lambda key: key not in named)
+
+    def _delete(self, chosen: Callable[[str], bool]) -> int:
+        with self._writing() as store:
+            gone = {key for key in self._rows if chosen(key)}
+            if gone:
+                self._commit(store, [], [], gone, finished=False)
+        return len(gone)
 
     def search(
         self,
@@ -192,7 +220,7 @@ class SearchIndex:
             retrieve: by the vectors, by BM25, or by both: standardised scores added up, BM25's with weight 0.5.
             rerank: how many of the best are scored again, with the query beside them; their order is that of the score
                 head's and the retrieval's standardised scores together. 0: none.
-            depth: how many documents each kind of search brings into a fusion.
+            depth: how many documents each kind of search brings into a fusion; k or `rerank` where those are more.
             rrf: fuse by reciprocal ranks instead, which has no weight.
 
         Raises:
@@ -215,11 +243,12 @@ class SearchIndex:
                 runs.append(({"": self._nearest(vector, wide)}, 1.0))
         if retrieve != "dense":
             with _timed(took, "bm25"):
-                runs.append(({} if self._bm25 is None else self._bm25.search({"": query}, wide), WORDS))
+                bm25 = self._store.bm25
+                runs.append(({} if bm25 is None else bm25.search({"": query}, wide), WORDS))
         found = _together(runs, rrf)
         order = sorted(found, key=lambda key: (-found[key], key))
         texts = {key: self._store.text(self._rows[key]) for key in order[: max(k, rerank)]}
-        scores: Mapping[str, float] = {}
+        scores: dict[str, float] = {}
         own: dict[str, float] = {}
         if rerank and order:
             with _timed(took, "rerank"):
@@ -227,62 +256,71 @@ class SearchIndex:
                 listed = self.model.rerank(query, [texts[key] for key in top])
                 own = {top[one.index]: one.score for one in listed}
                 both = combine([({"": own}, 1.0), ({"": {key: found[key] for key in top}}, WORDS)])[""]
-                order = sorted(top, key=lambda key: (-both[key], key)) + order[rerank:]
-                scores = both
+                rest = order[rerank:]
+                order = sorted(top, key=lambda key: (-both[key], key)) + rest
+                # Those that were not scored again lie below those that were, as far apart as they were.
+                lowest = both[order[len(top) - 1]] - (found[rest[0]] if rest else 0.0)
+                scores = {**both, **{key: found[key] + lowest for key in rest}}
         hits = [Hit(key, scores.get(key, found[key]), texts[key], found[key], own.get(key)) for key in order[:k]]
         return Hits(hits, {name: round(value, 2) for name, value in took.items()})
 
     def _nearest(self, vector: np.ndarray, k: int) -> dict[str, float]:
-        """Exact, by blocks: `[d]` against all living vectors."""
+        """Exact: `[d]` against all living vectors; equal scores by id."""
         best: list[tuple[float, str]] = []
-        for name, part in self._store.parts.items():
-            dead = self._dead[name]
-            for start in range(0, len(part.ids), CHUNK):
-                scores = np.asarray(part.vectors[start : start + CHUNK], dtype=np.float32) @ vector
-                scores[dead[(dead >= start) & (dead < start + CHUNK)] - start] = -np.inf
-                top = np.argpartition(-scores, k - 1)[:k] if len(scores) > k else np.arange(len(scores))
-                best += [(float(scores[row]), part.ids[start + row]) for row in top if scores[row] > -np.inf]
+        for name, dead in self._dead.items():
+            part = self._store.parts[name]
+            scores = np.asarray(part.vectors, dtype=np.float32) @ vector
+            scores[dead] = -np.inf
+            least = np.partition(scores, len(scores) - k)[len(scores) - k] if len(scores) > k else -np.inf
+            top = np.flatnonzero((scores >= least) & (scores > -np.inf))
+            best += [(float(scores[row]), part.ids[row]) for row in top]
         return {key: score for score, key in sorted(best, key=lambda one: (-one[0], one[1]))[:k]}
 
     def _embed(self, store: Store, batch: dict[str, str], pending: list[Part], report: Report | None) -> Part:
         vectors = self.model.encode(list(batch.values()), "document", report=report)
         return store.add_pending(batch, vectors, pending)
 
-    def _commit(self, store: Store, parts: dict[str, list[int]], gone: set[str]) -> None:
+    def _commit(
+        self, store: Store, added: Sequence[Part], dead: Sequence[list[int]], gone: set[str], *, finished: bool
+    ) -> None:
         """Of every id the last row lives, unless it is gone; then BM25 over what lives, and all of it is seen."""
+        parts = store.parts | {part.folder.name: part for part in added}
+        rows = {name: set(dead) for name, dead in store.state.parts.items()}
+        rows |= {part.folder.name: set(own) for part, own in zip(added, dead, strict=True)}
         last: dict[str, tuple[str, int]] = {}
-        dead = {name: set(rows) for name, rows in parts.items()}
-        for name in parts:
-            for row, key in enumerate(store.parts[name].ids):
-                if row in dead[name]:
+        for name, own in rows.items():
+            for row, key in enumerate(parts[name].ids):
+                if row in own:
                     continue
                 if key in gone:
-                    dead[name].add(row)
+                    own.add(row)
                     continue
                 if key in last:
                     other, place = last[key]
-                    dead[other].add(place)
+                    rows[other].add(place)
                 last[key] = (name, row)
-        living = {name: sorted(dead[name]) for name in parts if len(dead[name]) < len(store.parts[name].ids)}
+        living = {name: sorted(own) for name, own in rows.items() if len(own) < len(parts[name].ids)}
+        living = _merged(store, parts, living)
         bm25 = None
         if last:
             bm25 = uuid4().hex[:12]
-            (self._store.folder / "bm25").mkdir(exist_ok=True)
-            texts, folder = _Texts(store, last), store.folder / "bm25" / bm25
+            (store.folder / "bm25").mkdir(exist_ok=True)
+            texts, folder = _Texts(parts, last), store.folder / "bm25" / bm25
             BM25(texts, split_identifiers=store.state.split_identifiers, folder=folder)
-        store.commit(replace(store.state, parts=living, bm25=bm25, documents=len(last)))
-        self._load()
+        store.commit(replace(store.state, parts=living, bm25=bm25), finished=finished)
+        self._show(Store.open(store.folder))
 
     @contextmanager
     def _writing(self) -> Iterator[Store]:
         """The lock, and the state as it is once it is held: another process may have written meanwhile."""
         with locked(self._store.folder):
-            self._store = Store.open(self._store.folder)
-            self._load()
+            self._show(Store.open(self._store.folder))
+            self._check()
             yield self._store
 
-    def _load(self) -> None:
-        self._rows = self._store.rows
+    def _show(self, store: Store) -> None:
+        """Search what a store holds."""
+        self._store, self._rows = store, store.rows
         self._dead = {name: np.array(rows, dtype=np.int64) for name, rows in self._store.state.parts.items()}
         name = self._store.state.bm25
         self._bm25 = None if name is None else BM25.load(self._store.folder / "bm25" / name)
@@ -291,17 +329,49 @@ class SearchIndex:
 class _Texts(Mapping[str, str]):
     """Contents of living documents, each read when it is asked for."""
 
-    def __init__(self, store: Store, rows: Mapping[str, tuple[str, int]]) -> None:
-        self._store, self._rows = store, rows
+    def __init__(self, parts: Mapping[str, Part], rows: Mapping[str, tuple[str, int]]) -> None:
+        self._parts, self._rows = parts, rows
 
     def __getitem__(self, key: str) -> str:
-        return self._store.text(self._rows[key])
+        name, row = self._rows[key]
+        return self._parts[name].text(row)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _merged(store: Store, parts: Mapping[str, Part], living: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Parts that are small or mostly dead as fewer, once there are several: what lives in them is copied."""
+    alive = {name: len(parts[name].ids) - len(dead) for name, dead in living.items()}
+    small = [name for name, dead in living.items() if alive[name] < PART // 2 or len(dead) > alive[name]]
+    wasted = sum(len(living[name]) for name in small) > sum(alive[name] for name in small)
+    if len(small) < (1 if wasted else SMALL):
+        return living
+    found = {name: dead for name, dead in living.items() if name not in small}
+    texts: dict[str, str] = {}
+    vectors: list[np.ndarray] = []
+    size = 0
+
+    def write() -> None:
+        found[store.write(texts, np.stack(vectors)).folder.name] = []
+        texts.clear()
+        vectors.clear()
+
+    for name in small:
+        dead = set(living[name])
+        for row in (row for row in range(len(parts[name].ids)) if row not in dead):
+            texts[parts[name].ids[row]] = parts[name].text(row)
+            vectors.append(parts[name].vectors[row])
+            size += len(texts[parts[name].ids[row]])
+            if len(texts) == PART or size >= CHARACTERS:
+                write()
+                size = 0
+    if texts:
+        write()
+    return found
 
 
 @contextmanager
@@ -333,7 +403,11 @@ def _name(model: str | Path) -> str:
 def identity(model: UniMoER) -> str:
     """Sixteen hex digits over all that decides about a vector: base, adapter, routers, prompts, limits."""
     about = read_json(model.checkpoint / "unimoer.json")
-    settings = model.model.config.model_dump_json(exclude={"base"})
-    digest = hashlib.sha256(f"{about['base_fingerprint']}|{settings}".encode())
+    config = model.model.config
+    prompts = config.prompts.model_dump(include=set(PROMPTS), exclude_defaults=True)
+    # Only what differs from its default: a setting of a later version changes nothing here.
+    settings = [part.model_dump(mode="json", exclude_defaults=True) for part in (config.adapter, config.embedding)]
+    content = json.dumps([about["base_fingerprint"], settings, prompts], sort_keys=True)
+    digest = hashlib.sha256(content.encode())
     digest.update((model.checkpoint / "adapter.safetensors").read_bytes())
     return digest.hexdigest()[:16]

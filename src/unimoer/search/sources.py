@@ -47,13 +47,30 @@ def _data_set(source: str) -> Documents:
 
 
 def _lines(path: Path) -> Documents:
-    with path.open(encoding="utf-8-sig", errors="strict") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _record(f"{path}:{number}", line)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    number = 0
+    with path.open("rb") as file:
+        for row, line in enumerate(file, 1):
+            if line.strip():
+                number = row
+                yield _record(f"{path}:{row}", _decoded(f"{path}:{row}", line))
+    if number == 0:
+        raise UserError(f"{path}: no document in it")
+
+
+def _decoded(where: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _whole(where: str, text: str) -> str:
+    """Raises: UserError for half of a surrogate pair, which JSON and names of files can hold and text cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a surrogate pair, which is no text") from None
+    return text
 
 
 def _record(where: str, line: str) -> tuple[str, str]:
@@ -68,7 +85,9 @@ def _record(where: str, line: str) -> tuple[str, str]:
     title = record.get("title") or ""
     if not isinstance(title, str):
         raise UserError(f"{where}: 'title' is {type(title).__name__}, not text")
-    return str(key), f"{title}\n{text}" if title else text
+    if key == "":
+        raise UserError(f"{where}: its id is empty")
+    return _whole(where, str(key)), _whole(where, f"{title}\n{text}" if title else text)
 
 
 def _field(where: str, record: Mapping[str, Any], names: Sequence[str], fits: Callable[[Any], bool], what: str) -> Any:
@@ -85,7 +104,5 @@ def _files(folder: Path) -> Documents:
     if not found:
         raise UserError(f"{folder}: no {', '.join(SUFFIXES)} file in it, and no corpus.jsonl")
     for path in found:
-        try:
-            yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+        name = path.relative_to(folder).as_posix()
+        yield _whole(repr(str(path)), name), _decoded(str(path), path.read_bytes())

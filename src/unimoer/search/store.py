@@ -17,15 +17,17 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
 
+from unimoer.data.bm25 import BM25
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json
 
 FORMAT = 1
+TRIES = 5
 
 
 def text_hash(text: str) -> str:
@@ -54,8 +56,8 @@ class Part:
         found: str = json.loads(os.pread(self._file.fileno(), end - start, start))
         return found
 
-    @staticmethod
-    def write(folder: Path, documents: Mapping[str, str], vectors: np.ndarray) -> Part:
+    @classmethod
+    def write(cls, folder: Path, documents: Mapping[str, str], vectors: np.ndarray) -> Self:
         """All or nothing."""
         with new_folder(folder) as temporary:
             np.save(temporary / "vectors.npy", vectors.astype(np.float16))
@@ -68,10 +70,10 @@ class Part:
             for file in temporary.iterdir():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        return Part(folder)
+        return cls(folder)
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     """What `index.json` holds."""
 
@@ -79,12 +81,10 @@ class State:
     """Name or folder of the checkpoint."""
     identity: str
     """Hash of all that decides about a vector."""
-    dimension: int
     split_identifiers: bool = False
-    parts: dict[str, list[int]] = field(default_factory=dict)
-    """Dead rows of every part, in the order of adding."""
+    parts: Mapping[str, list[int]] = field(default_factory=dict)
+    """Rows of every part that are dead: deleted, or replaced in a later part. An id lives once."""
     bm25: str | None = None
-    documents: int = 0
 
 
 class Store:
@@ -93,16 +93,24 @@ class Store:
     def __init__(self, folder: Path, state: State) -> None:
         self.folder, self.state = folder, state
         self.parts = {name: self._open(name) for name in state.parts}
+        self.bm25 = None if state.bm25 is None else BM25.load(folder / "bm25" / state.bm25)
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
-        """Raises: UserError when there is no index, or one of another format."""
-        if not (folder / "index.json").exists():
-            raise UserError(f"{folder}: no index here; make one with `unimoer index`")
-        content = read_json(folder / "index.json")
-        if content.pop("format", None) != FORMAT:
-            raise UserError(f"{folder}: an index of another version; make it anew")
-        return cls(folder, State(**content))
+    def open(cls, folder: Path) -> Self:
+        """What `index.json` names, all of it opened.
+
+        Raises:
+            UserError: there is no index, or one of another format.
+        """
+        for _ in range(TRIES):
+            before = _read(folder)
+            try:
+                return cls(folder, before)
+            except (FileNotFoundError, UserError):
+                # A writer may have replaced it meanwhile, and cleared away what it named.
+                if _read(folder) == before:
+                    raise
+        raise UserError(f"{folder}: is being changed too fast to be read; try again")
 
     @property
     def rows(self) -> dict[str, tuple[str, int]]:
@@ -110,39 +118,59 @@ class Store:
         return dict(self._alive())
 
     def _alive(self) -> Iterator[tuple[str, tuple[str, int]]]:
-        for name, part in self.parts.items():
-            dead = set(self.state.parts[name])
-            yield from ((key, (name, row)) for row, key in enumerate(part.ids) if row not in dead)
+        for name, rows in self.state.parts.items():
+            dead = set(rows)
+            yield from ((key, (name, row)) for row, key in enumerate(self.parts[name].ids) if row not in dead)
 
     def text(self, place: tuple[str, int]) -> str:
         return self.parts[place[0]].text(place[1])
 
     def pending(self) -> list[Part]:
         """Parts that an addition had written before it was stopped, of the same model."""
+        return [self._open(name) for name in self._waiting() if (self.folder / "parts" / name).exists()]
+
+    def _waiting(self) -> list[str]:
         path = self.folder / "building.json"
         found: dict[str, Any] = read_json(path) if path.exists() else {}
         if found.get("identity") != self.state.identity:
             return []
-        return [self._open(name) for name in found["parts"] if (self.folder / "parts" / name).exists()]
+        # A process may have been killed just after its parts became those that count.
+        return [name for name in found["parts"] if name not in self.state.parts]
 
     def add_pending(self, documents: Mapping[str, str], vectors: np.ndarray, before: Sequence[Part]) -> Part:
         """Write a part that is not seen yet, after those that wait already."""
-        part = Part.write(self.folder / "parts" / uuid4().hex[:12], documents, vectors)
+        part = self.write(documents, vectors)
         names = [other.folder.name for other in (*before, part)]
         write_json(self.folder / "building.json", {"identity": self.state.identity, "parts": names})
         return part
 
-    def commit(self, state: State) -> None:
-        """Make a state the one that readers see, then clear away what it does not name."""
+    def write(self, documents: Mapping[str, str], vectors: np.ndarray) -> Part:
+        """A part that nothing names yet."""
+        return Part.write(self.folder / "parts" / uuid4().hex[:12], documents, vectors)
+
+    def commit(self, state: State, *, finished: bool) -> None:
+        """Make a state the one that readers see, then clear away what nothing names.
+
+        Unless an addition is `finished`, what one had written before it was stopped is kept.
+        """
         write_json(self.folder / "index.json", {"format": FORMAT, **vars(state)})
-        (self.folder / "building.json").unlink(missing_ok=True)
+        if finished:
+            (self.folder / "building.json").unlink(missing_ok=True)
         self.state = state
-        self.parts = {name: self.parts.get(name) or self._open(name) for name in state.parts}
-        for kind, kept in (("parts", set(state.parts)), ("bm25", {state.bm25})):
-            for path in (self.folder / kind).glob("*") if (self.folder / kind).exists() else ():
+        for kind, kept in (("parts", {*state.parts, *self._waiting()}), ("bm25", {state.bm25})):
+            for path in (self.folder / kind).glob("*"):
                 # A reader that has opened a file keeps it until it closes it.
                 if path.name not in kept:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _open(self, name: str) -> Part:
         return Part(self.folder / "parts" / name)
+
+
+def _read(folder: Path) -> State:
+    if not (folder / "index.json").exists():
+        raise UserError(f"{folder}: no index here; make one with `unimoer index`")
+    content = read_json(folder / "index.json")
+    if content.pop("format", None) != FORMAT:
+        raise UserError(f"{folder}: an index of another version; make it anew")
+    return State(**content)

@@ -76,6 +76,7 @@ def test_queries_come_by_line_and_leave_as_json(
         (("index", "mine", "nothing"), "nothing: no such file or folder"),
         (("index", "mine", "more.jsonl", "--model", "nobody"), "nobody: no such folder, and no released model"),
         (("search", "mine", "x"), "mine: no index here; make one with `unimoer index`"),
+        (("index", "more.jsonl", "more.jsonl"), "more.jsonl: is not an index, and not empty"),
     ],
 )
 def test_mistakes_are_one_line(arguments: tuple[str, ...], line: str, call: Call, tmp_path: Path) -> None:
@@ -87,6 +88,15 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], line: str, call: Call
 
 def test_a_broken_line_leaves_no_half_index(call: Call, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text('{"id": "x", "text": "y"}\n{"id": "z"}\n')
-    code, _, err = call("index", "mine", "more.jsonl", "--model", "model")
+    code, _, err = call("index", "mine", "more.jsonl", "--model", "model", "--split-identifiers")
     assert code == 2 and "more.jsonl:2: has no text" in err
     assert "nothing found" in call("search", "mine", "y")[1]
+    code, _, err = call("search", "mine", "caf\udce9")
+    assert code == 2 and err.strip() == "unimoer: the query is not UTF-8 text"
+    # The index's own model, also where a setting is named again; and one that was moved.
+    (tmp_path / "more.jsonl").write_text('{"id": "x", "text": "y"}\n{"id": "x", "text": "z"}\n')
+    out = call("index", "mine", "more.jsonl", "--split-identifiers")[1]
+    assert "1 texts have an id that comes again later" in out and "1 added; 1 documents in mine" in out
+    checkpoint.rename(tmp_path / "moved")
+    assert "its model cannot be loaded; say where it is (--model)" in call("search", "mine", "y")[2]
+    assert "x" in call("search", "mine", "z", "--model", "moved")[1]

@@ -142,3 +142,20 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("UNIMOER_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"negatives: cannot be written: .*; free space, or move the cache with"):
         prepared(data)
+
+
+def test_stages_have_queries_of_their_own(data: dict[str, Path]) -> None:
+    """Two parts share no query, and their keys differ; each has its own negatives."""
+
+    def of(low: float, high: float) -> TrainingDomain:
+        content = {"domains": {"kitchen": {"source": str(data["kitchen"])}}, "part": [low, high]}
+        return prepare(DataConfig.model_validate(content))["kitchen"]
+
+    first, second = of(0, 0.6), of(0.6, 1)
+    assert [len(domain.examples) for domain in (first, second)] == [36, 24]
+    assert not {one.query_id for one in first.examples} & {one.query_id for one in second.examples}
+    assert first.fingerprint != second.fingerprint
+    with pytest.raises(UserError, match=r"data\.part: \[0, 0\.001\] leaves no query of data\.domains\.kitchen"):
+        of(0, 0.001)
+    with pytest.raises(ValidationError, match=r"part: \[0\.6, 0\.2\] holds no query"):
+        of(0.6, 0.2)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unimoer.data import subset
+from unimoer.data.subset import part
 from unimoer.errors import UserError
 from unimoer.types import Document, RetrievalDataset
 
@@ -77,3 +78,21 @@ def test_families_of_kept_documents_stay() -> None:
 def test_an_unknown_split_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="data set 'numbers' has no split 'tran'; did you mean 'train'"):
         subset(DATASET, queries={"tran": 5}, documents=None, seed=0)
+
+
+@given(st.floats(0.05, 0.95), st.integers(0, 3))
+def test_parts_that_meet_share_no_query_and_leave_none_out(share: float, seed: int) -> None:
+    first, second = (part(DATASET, "train", shares, seed) for shares in ((0.0, share), (share, 1.0)))
+    one, other = first.qrels["train"].keys(), second.qrels["train"].keys()
+    assert not one & other
+    # The one without a relevant document is in neither.
+    assert one | other == QRELS["train"].keys() - {"q12"}
+    assert len(one) == round(share * 12)
+    assert first.corpus == CORPUS and first.qrels["test"] == QRELS["test"]
+
+
+def test_a_sample_of_a_part_is_not_the_beginning_of_the_whole() -> None:
+    own = part(DATASET, "train", (0.5, 1.0), 0)
+    assert part(DATASET, "train", (0.0, 1.0), 0) is DATASET
+    drawn = subset(own, queries={"train": 3}, documents=None, seed=0).qrels["train"].keys()
+    assert drawn < own.qrels["train"].keys()

@@ -14,6 +14,7 @@ from unimoer import UniMoER
 from unimoer.assets.released import RELEASED
 from unimoer.data.embedded import load_embedded
 from unimoer.errors import UserError
+from unimoer.files import read_json
 from unimoer.model.checkpoint import save_model
 from unimoer.model.export import export_model
 from unimoer.model.stages import join_stages
@@ -54,7 +55,10 @@ def test_two_stages_are_one_lora_on_the_first_base(stages: tuple[Path, Path, Pat
         np.testing.assert_allclose(again.encode(TEXTS, kind), own.encode(TEXTS, kind), atol=2e-2)
     pairs = [("red kettle", text) for text in TEXTS]
     np.testing.assert_allclose(again.score(pairs), own.score(pairs), atol=5e-2)
-    assert not (folder / "base").exists() or "base" in str(base)
+    # Its base lies on this machine alone, so the folder brings it along; by name it does not.
+    assert (folder / "base").exists()
+    named = own.save(tmp_path / "named", onto=first, base="reference")
+    assert not (named / "base").exists() and read_json(named / "unimoer.json")["model"]["base"] == str(base)
 
 
 def test_in_full_precision_nothing_is_lost(stages: tuple[Path, Path, Path]) -> None:
@@ -81,6 +85,9 @@ def test_a_stage_that_is_not_the_one_before_is_refused(
     save_model(tiny.build(base, adapter=narrow), tmp_path / "narrow")
     with pytest.raises(UserError, match="narrow: adapts other projections"):
         join_stages(tmp_path / "narrow", last, tiny.CPU)
+    shallow = stage(base, tmp_path / "shallow", 4, 8.0, 1, layers=2)
+    with pytest.raises(UserError, match=r"shallow: is of another model than .*: decoder\.layers\.2\."):
+        join_stages(shallow, last, tiny.CPU)
 
 
 def test_released_models_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from unimoer import UniMoER
 from unimoer.errors import UserError
-from unimoer.evaluation.fusion import combine
+from unimoer.evaluation.fusion import combine, fuse
 from unimoer.model.checkpoint import save_model
 from unimoer.search import Hits, SearchIndex, index
 from unimoer.search.index import WORDS
@@ -46,6 +46,10 @@ def ids(found: SearchIndex, query: str = QUERY, k: int = 10, **options: Any) -> 
     return [hit.id for hit in found.search(query, k, **options).hits]
 
 
+def counts(**some: int) -> dict[str, int]:
+    return {"added": 0, "replaced": 0, "unchanged": 0, "superseded": 0} | some
+
+
 def same(found: Hits, expected: Hits) -> None:
     """But for the rounding of vectors that were computed beside other texts."""
     assert [(hit.id, hit.text) for hit in found.hits] == [(hit.id, hit.text) for hit in expected.hits]
@@ -66,7 +70,13 @@ def test_vectors_words_and_both_find_what_they_should(model: UniMoER, checkpoint
     lists = ({"": cosines}, {"": {hit.id: hit.score for hit in found.search(QUERY, 100, retrieve="bm25").hits}})
     expected = combine([(lists[0], 1.0), (lists[1], WORDS)])[""]
     assert [hit.id for hit in both] == sorted(expected, key=lambda key: (-expected[key], key))
-    assert ids(found, rrf=True) != [] and ids(found, k=3) == ids(found)[:3]
+    ranked = fuse([{"": cosines}, lists[1]])[""]
+    assert ids(found, k=30, rrf=True) == sorted(ranked, key=lambda key: (-ranked[key], key)) != ids(found, k=30)
+    assert ids(found, k=3) == ids(found)[:3]
+    # Of a shorter list from each, others come together.
+    assert len(ids(found, k=4, depth=4)) == 4
+    near, worded = ids(found, k=4, retrieve="dense"), ids(found, k=4, retrieve="bm25")
+    assert set(ids(found, k=4, depth=4)) <= {*near, *worded} != set(ids(found, k=8))
 
 
 def test_the_best_are_scored_again_and_the_rest_follow(model: UniMoER, checkpoint: Path, tmp_path: Path) -> None:
@@ -74,10 +84,13 @@ def test_the_best_are_scored_again_and_the_rest_follow(model: UniMoER, checkpoin
     plain, again = found.search(QUERY, 12), found.search(QUERY, 12, rerank=5)
     assert {hit.id for hit in again.hits[:5]} == {hit.id for hit in plain.hits[:5]}
     assert [hit.id for hit in again.hits[5:]] == [hit.id for hit in plain.hits[5:]]
-    own = model.score([(QUERY, hit.text) for hit in again.hits[:5]])
-    np.testing.assert_allclose([hit.reranking for hit in again.hits[:5]], own, atol=1e-4)
+    scores = model.score([(QUERY, hit.text) for hit in again.hits[:5]])
+    np.testing.assert_allclose([hit.reranking for hit in again.hits[:5]], scores, atol=1e-4)
     assert [hit.reranking for hit in again.hits[5:]] == [None] * 7
-    assert [hit.score for hit in again.hits[:5]] == sorted((hit.score for hit in again.hits[:5]), reverse=True)
+    assert [hit.score for hit in again.hits] == sorted((hit.score for hit in again.hits), reverse=True)
+    own = {hit.id: hit.reranking or 0.0 for hit in again.hits[:5]}
+    both = combine([({"": own}, 1.0), ({"": {hit.id: hit.retrieval for hit in plain.hits[:5]}}, WORDS)])[""]
+    assert [hit.id for hit in again.hits[:5]] == sorted(both, key=lambda key: -both[key])
     assert again.milliseconds.keys() == {"embed", "dense", "bm25", "rerank"}
 
 
@@ -94,16 +107,16 @@ def test_documents_come_change_and_go_without_a_rebuild(
         return encode(texts, kind, **options)
 
     monkeypatch.setattr(found.model, "encode", watched)
-    assert found.add(TEXTS) == {"added": 30, "replaced": 0, "unchanged": 0}
+    assert found.add(TEXTS) == counts(added=30)
     assert len(found) == 30 and len(embedded) == 30
-    assert found.add(TEXTS) == {"added": 0, "replaced": 0, "unchanged": 30}
+    assert found.add(TEXTS) == counts(unchanged=30)
     assert len(embedded) == 30
     changed = {**TEXTS, "d3": "A purple elephant.", "new": "A yellow submarine."}
-    assert found.add(changed) == {"added": 1, "replaced": 1, "unchanged": 29}
+    assert found.add(changed) == counts(added=1, replaced=1, unchanged=29)
     assert embedded[30:] == ["A purple elephant.", "A yellow submarine."]
     assert len(found) == 31 and "new" in found
     assert ids(found, "purple elephant", retrieve="bm25") == ["d3"]
-    assert found.search(TEXTS["d3"], 31, retrieve="dense").hits[-1].text != TEXTS["d3"]
+    assert TEXTS["d3"] not in [hit.text for hit in found.search(TEXTS["d3"], 31, retrieve="dense").hits]
     assert found.delete(["d3", "new", "unknown"]) == 2
     assert ids(found, "purple elephant", retrieve="bm25") == []
     assert {"d3", "new"}.isdisjoint(ids(found, "purple elephant", k=40)) and len(found) == 29
@@ -117,8 +130,9 @@ def test_documents_come_change_and_go_without_a_rebuild(
 
 
 def test_the_later_of_two_texts_counts(checkpoint: Path, tmp_path: Path) -> None:
-    found = made(tmp_path / "index", checkpoint, iter([("a", "one"), ("b", "two"), ("a", "three"), ("b", "two")]))
-    assert len(found) == 2
+    found = SearchIndex.create(tmp_path / "index", checkpoint, device="cpu")
+    pairs = [("a", "one"), ("b", "two"), ("a", "three"), ("b", "two")]
+    assert found.add(iter(pairs)) == counts(added=2, superseded=1)
     assert {hit.id: hit.text for hit in found.search("one", 5).hits} == {"a": "three", "b": "two"}
 
 
@@ -166,11 +180,11 @@ def killed(work: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5])
 def test_a_kill_leaves_the_last_complete_state(
     moment: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second and third part, while BM25 is built, and just before the new state is the one that counts."""
+    """In the second and third part, while BM25 is built, just before the new state counts, and just after."""
     monkeypatch.setattr(index, "PART", 10)
     folder = tmp_path / "index"
     made(folder, checkpoint, {"a": "red kettle", "d0": "An older text."})
@@ -195,10 +209,19 @@ def test_a_kill_leaves_the_last_complete_state(
             monkeypatch.setattr(index, "BM25", type("Dying", (index.BM25,), {"__init__": die}))
         if moment == 4:
             monkeypatch.setattr(index.Store, "commit", die)
+        if moment == 5:
+            unlink = Path.unlink
+            monkeypatch.setattr(
+                Path, "unlink", lambda path, **_: die() if path.name == "building.json" else unlink(path, **_)
+            )
         found.add(TEXTS)
 
     assert killed(add)
     after = SearchIndex.open(folder, device="cpu")
+    if moment == 5:
+        assert len(after) == 31 and after._store.pending() == []
+        assert after.add({"new": "a new one"}) == counts(added=1) and len(after) == 32
+        return
     assert len(after) == 2 and ids(after, "older text", retrieve="bm25") == ["d0"]
     waiting = len(after._store.pending())
     assert waiting == min(moment, 3)
@@ -211,7 +234,7 @@ def test_a_kill_leaves_the_last_complete_state(
         return encode(texts, kind, **options)
 
     monkeypatch.setattr(after.model, "encode", watched)
-    assert after.add(TEXTS) == {"added": 29, "replaced": 1, "unchanged": 0}
+    assert after.add(TEXTS) == counts(added=29, replaced=1)
     assert embedded == 30 - 10 * waiting
     whole = made(tmp_path / "whole", checkpoint, {"a": "red kettle", **TEXTS})
     same(after.search(QUERY, 31), whole.search(QUERY, 31))
@@ -259,7 +282,7 @@ def test_folders_that_are_no_index(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no index here; make one with `unimoer index`"):
         SearchIndex.open(tmp_path)
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="is a folder with other files in it"):
+    with pytest.raises(UserError, match="is not an index, and not empty"):
         SearchIndex.create(tmp_path, checkpoint)
     assert (tmp_path / "mine.txt").exists()
     found = made(tmp_path / "index", checkpoint, {"a": "red"})
@@ -285,3 +308,96 @@ def test_a_model_that_only_reranks_indexes_nothing(
     with pytest.raises(UserError, match="was not trained to embed"):
         SearchIndex.create(tmp_path / "index", tmp_path / "run", device="cpu")
     assert not (tmp_path / "index").exists()
+
+
+def test_small_parts_become_one_and_dead_rows_are_left_behind(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SearchIndex.create(tmp_path / "index", checkpoint, device="cpu")
+    for number, (key, text) in enumerate(TEXTS.items()):
+        found.add({key: text})
+        assert len(found._store.parts) < index.SMALL and len(found) == number + 1
+    same(found.search(QUERY, 30), made(tmp_path / "whole", checkpoint).search(QUERY, 30))
+    found.keep_only(["d4"])
+    assert [part.ids for part in found._store.parts.values()] == [["d4"]]
+    assert ids(found) == ["d4"] and {hit.text for hit in found.search(QUERY).hits} == {TEXTS["d4"]}
+    monkeypatch.setattr(index, "PART", 6)
+    found.add(TEXTS)
+    assert all(len(part.ids) <= 6 for part in found._store.parts.values()) and len(found) == 30
+
+
+def test_a_delete_sees_what_others_have_added_and_keeps_what_waits(checkpoint: Path, tmp_path: Path) -> None:
+    first = made(tmp_path / "index", checkpoint, {"a": "red"})
+    second = SearchIndex.open(tmp_path / "index", device="cpu")
+    first.add({"b": "green"})
+    assert second.delete(["b"]) == 1
+    first.add({"b": "green"})
+    assert second.keep_only(["a"]) == 1 and len(SearchIndex.open(tmp_path / "index", device="cpu")) == 1
+    first.add({"b": "green"})
+
+    def broken() -> Iterator[tuple[str, str]]:
+        yield from TEXTS.items()
+        raise RuntimeError
+
+    part, index.PART = index.PART, 10
+    try:
+        with pytest.raises(RuntimeError):
+            first.add(broken())
+        assert second.delete(["b"]) == 1 and len(second._store.pending()) == 3
+        assert first.add(TEXTS) == counts(added=30) and len(first) == 31
+    finally:
+        index.PART = part
+
+
+def test_what_comes_while_a_model_is_loaded(
+    checkpoint: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes the index, with another model, and changes it: nothing of it is lost or mixed."""
+    save_model(tiny.build(base, seed=5, noise=0.3), tmp_path / "other")
+    load = UniMoER.load
+    folder = tmp_path / "index"
+
+    def slowly(model: Any, **options: Any) -> UniMoER:
+        monkeypatch.setattr(UniMoER, "load", load)
+        other = made(folder, tmp_path / "other", {"a": "red", "b": "green"})
+        other.delete(["b"])
+        return load(model, **options)
+
+    monkeypatch.setattr(UniMoER, "load", slowly)
+    with pytest.raises(UserError, match="its vectors are of another model"):
+        SearchIndex.create(folder, checkpoint, device="cpu")
+    monkeypatch.setattr(UniMoER, "load", slowly)
+    assert ids(SearchIndex.open(folder, device="cpu")) == ["a"]
+
+
+def test_a_full_disk_while_bm25_is_built_leaves_the_index_usable(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = made(tmp_path / "index", checkpoint, {"a": "red"})
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise UserError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index, "BM25", type("Full", (index.BM25,), {"__init__": full}))
+        with pytest.raises(UserError, match="no space"):
+            found.add(TEXTS)
+    assert ids(found, retrieve="dense") == ["a"]
+    assert found.add(TEXTS) == counts(added=30) and len(found) == 31
+
+
+def test_equal_scores_stand_by_id(checkpoint: Path, tmp_path: Path) -> None:
+    found = made(tmp_path / "index", checkpoint, {f"d{number:02}": "the same" for number in range(40)})
+    for how in ("dense", "bm25", "fused"):
+        assert ids(found, "the same", k=3, retrieve=how) == ["d00", "d01", "d02"]
+
+
+def test_settings_that_no_vector_depends_on_do_not_count(base: Path, tmp_path: Path) -> None:
+    save_model(tiny.build(base, noise=0.3), tmp_path / "one")
+    one = UniMoER.load(tmp_path / "one", device="cpu")
+    before = index.identity(one)
+    one.model.config = one.model.config.model_copy(update={"gradient_checkpointing": True})
+    assert index.identity(one) == before
+    prompts = one.model.config.prompts.model_copy(update={"max_document_tokens": 31})
+    one.model.config = one.model.config.model_copy(update={"prompts": prompts})
+    assert index.identity(one) != before

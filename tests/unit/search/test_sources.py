@@ -44,6 +44,9 @@ def test_fields_as_tools_name_them(tmp_path: Path) -> None:
         ({"id": "a", "text": 3}, "'text' is int, no text"),
         ({"id": "a", "text": "x", "title": 3}, "'title' is int, not text"),
         ("[" * 100_000, "is not valid JSON"),
+        ({"id": "", "text": "x"}, "its id is empty"),
+        ('{"id": "a", "text": "\\ud83d"}', "holds half of a surrogate pair"),
+        ('{"id": "\\ud83d", "text": "x"}', "holds half of a surrogate pair"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_its_place(record: object, problem: str, tmp_path: Path) -> None:
@@ -81,6 +84,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \.txt, \.md, \.markdown file in it"):
         list(read_documents(str(tmp_path / "empty")))
-    with pytest.raises(UserError, match=r"latin\.jsonl: not UTF-8 text"):
-        (tmp_path / "latin.jsonl").write_bytes(b'{"id": "a", "text": "caf\xe9"}\n')
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=r"empty\.jsonl: no document in it"):
+        list(read_documents(str(tmp_path / "empty.jsonl")))
+    with pytest.raises(UserError, match=r"latin\.jsonl:2: not UTF-8 text: .* at byte 24"):
+        (tmp_path / "latin.jsonl").write_bytes(b'{"id": "b", "text": ""}\n{"id": "a", "text": "caf\xe9"}\n')
         list(read_documents(str(tmp_path / "latin.jsonl")))
