@@ -7,6 +7,7 @@ lost worker's run is given to a new one, which goes on from its last checkpoint.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,14 @@ from unimoer.errors import UserError
 from unimoer.executors import TRIES, Job
 from unimoer.runs import Event, Watch, execute
 from unimoer.runtime import favour_speed
+
+# Workers are forked from a server that has imported what they need and computed nothing: a fork of this process could
+# not use a GPU that it has touched.
+if "forkserver" in multiprocessing.get_all_start_methods():
+    _CONTEXT: Any = multiprocessing.get_context("forkserver")
+    _CONTEXT.set_forkserver_preload(["unimoer.runs.execute"])
+else:
+    _CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +124,17 @@ def _lost(worker: Worker, waiting: list[tuple[Job, int]], watch: Watch) -> UserE
 
 
 def _start(threads: int) -> Worker:
-    # A forked process could not use a GPU that this one has touched.
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, threads), daemon=True)
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_work, args=(theirs, threads, dict(os.environ)), daemon=True)
     process.start()
     # Or the end of the worker would not be the end of the pipe.
     theirs.close()
     return Worker(process, ours)
 
 
-def _work(pipe: Connection, threads: int) -> None:
+def _work(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
     """In the worker: one run after the other, until the pipe is closed."""
+    os.environ.update(environment)
     # The first process is told, and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     favour_speed()

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from unimoer.config import RunSpec
 from unimoer.errors import UserError
-from unimoer.executors import TRIES, build_executor
+from unimoer.executors import build_executor, processes
 from unimoer.executors.local import LocalExecutor
 from unimoer.executors.processes import ProcessExecutor
 from unimoer.executors.progress import Clock
@@ -63,13 +63,17 @@ def test_a_run_that_fails_lets_the_one_beside_it_end_and_no_other_begin(experime
     assert not is_done(diverging[1], diverging[0]) and not jobs[3][1].exists()
 
 
-def test_a_run_that_loses_every_worker_is_given_up(experiment: Make, tmp_path: Path) -> None:
+def test_a_run_that_loses_every_worker_is_given_up(
+    experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TRIES", 2)
+
     def kill(event: Event) -> None:
         for child in multiprocessing.active_children():
             os.kill(child.pid or 0, signal.SIGKILL)
 
-    with pytest.raises(UserError, match=f"its worker was lost {TRIES} times, the last with exit code -9"):
-        ProcessExecutor(2).run([job(experiment, tmp_path, 1)], kill)
+    with pytest.raises(UserError, match="its worker was lost 2 times, the last with exit code -9"):
+        ProcessExecutor(1).run([job(experiment, tmp_path, 1)], kill)
 
 
 def test_what_is_left_is_shared_by_the_workers() -> None:

@@ -110,19 +110,19 @@ def test_the_released_model_finds_and_reranks_what_it_should() -> None:
     """Golden outputs are verified at loading; a mean reciprocal rank as its card promises, on test queries."""
     model = UniMoER.load("smollm2-135m-search", device="cpu")
     data = load_embedded("cwe")
-    judged = [(query, next(iter(grades))) for query, grades in list(data.split("test").items())[:40]]
-    keys = list(data.corpus)[:300] + [document for _, document in judged]
+    judged = [(query, next(iter(grades))) for query, grades in list(data.split("test").items())[:16]]
+    keys = list(data.corpus)[:60] + [document for _, document in judged]
     keys = list(dict.fromkeys(keys))
     vectors = model.encode([data.corpus[key].content for key in keys], "document")
     queries = model.encode([data.queries[query] for query, _ in judged], "query")
     order = np.argsort(-(queries @ vectors.T), axis=1)
     ranks = [list(row).index(keys.index(document)) for row, (_, document) in zip(order, judged, strict=True)]
-    assert np.mean([1 / (rank + 1) for rank in ranks]) > 0.5
+    assert np.mean([1 / (rank + 1) for rank in ranks]) > 0.7
     first = 0
     data = load_embedded("hpo")
-    for query, grades in list(data.split("test").items())[:12]:
+    for query, grades in list(data.split("test").items())[:8]:
         document = next(iter(grades))
-        others = [data.corpus[key].content for key in list(data.corpus)[:300:50] if key != document]
+        others = [data.corpus[key].content for key in list(data.corpus)[:250:50] if key != document]
         best = model.rerank(data.queries[query], [*others, data.corpus[document].content], top_k=1)
         first += best[0].index == len(others)
-    assert first >= 11
+    assert first >= 7
