@@ -23,7 +23,7 @@ try:
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
 except ImportError as error:
-    raise ImportError("LangChain is not installed; pip install 'unimoer[langchain]'") from error
+    raise ImportError("LangChain is not installed; pip install 'unimoer[langchain]', or langchain-core") from error
 
 SCORE = "relevance_score"
 """Where a reranked document carries its score, as LangChain's other rerankers do."""
