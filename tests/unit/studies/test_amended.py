@@ -42,6 +42,8 @@ def test_a_plan_that_goes_back_is_scored_as_it_says(copy: Path, experiment: Make
 
 def test_scores_of_the_old_plan_are_not_taken_for_the_new_ones(copy: Path, experiment: Make) -> None:
     class Killed:
+        workers = 1
+
         def run(self, jobs: Sequence[Job], watch: Watch) -> None:
             raise KeyboardInterrupt
 
