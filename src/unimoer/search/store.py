@@ -45,8 +45,9 @@ class Part:
         self.folder = folder
         self.ids: list[str] = read_json(folder / "ids.json")
         self.hashes: list[str] = read_json(folder / "hashes.json")
-        # Views without numpy's memmap class, whose every item costs microseconds.
-        self.vectors: np.ndarray = np.asarray(np.load(folder / "vectors.npy", mmap_mode="r"))
+        # Views without numpy's memmap class, whose every item costs microseconds; mapped for this process alone, since
+        # PyTorch takes no memory that cannot be written to.
+        self.vectors: np.ndarray = np.asarray(np.load(folder / "vectors.npy", mmap_mode="c"))
         """`[N, d]` float16, memory-mapped."""
         self._offsets: np.ndarray = np.load(folder / "offsets.npy")
         self._file = (folder / "texts.jsonl").open("rb")
