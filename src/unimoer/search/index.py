@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
-from uuid import uuid4
 
 import numpy as np
 import torch
 
-from unimoer.data.bm25 import BM25
 from unimoer.errors import UserError, did_you_mean
 from unimoer.evaluation.fusion import combine, fuse
-from unimoer.files import read_json
 from unimoer.library import UniMoER
 from unimoer.model.inference import Report
 from unimoer.runs.folder import locked
+from unimoer.search import changes
+from unimoer.search.changes import apply
+from unimoer.search.identity import identity, name_of
 from unimoer.search.store import Part, State, Store, text_hash
 from unimoer.types import Run, Task
 
 Retrieve = Literal["fused", "dense", "bm25"]
-PART = 8192
-"""Documents of a part: what is lost when an addition is killed."""
-CHARACTERS = 1 << 25
-"""Of a part's texts, which are in memory together."""
-SMALL = 8
-"""Parts of less than half the size, before they become one: each holds two open files."""
 DEPTH = 100
 """Documents that each kind of search brings into a fusion."""
-PROMPTS = ("query", "document", "instruction", "append_eos", "eos_token", "max_query_tokens", "max_document_tokens")
-"""Settings of prompts that decide about a vector."""
 WORDS = 0.5
 """Weight of BM25's standardised scores where those of the vectors have 1: chosen on dev (docs/results/levers.md)."""
 
@@ -98,7 +88,7 @@ class SearchIndex:
         with locked(place):
             # Another process may have made one while the model was loaded.
             if not (place / "index.json").exists():
-                state = State(_name(model), identity(loaded), split_identifiers)
+                state = State(name_of(model), identity(loaded), split_identifiers)
                 Store(place, state).commit(state, finished=True)
         return cls._of(place, loaded)
 
@@ -176,14 +166,15 @@ class SearchIndex:
                 batch.pop(key, None)
                 batch[key] = text
                 size += len(text)
-                if len(batch) == PART or size >= CHARACTERS:
+                if len(batch) == changes.PART or size >= changes.CHARACTERS:
                     pending.append(self._embed(store, batch, pending, report))
                     batch, size = {}, 0
             if batch:
                 pending.append(self._embed(store, batch, pending, report))
             if pending:
                 # Of what an earlier call has left, only what this one asks for.
-                self._commit(store, pending, [_unasked(part, wanted) for part in pending], set(), finished=True)
+                unasked = {part.folder.name: _unasked(part, wanted) for part in pending}
+                self._show(apply(store, pending, unasked, set(), finished=True))
         for key, digest in wanted.items():
             counts["added" if key not in before else "unchanged" if before[key] == digest else "replaced"] += 1
         return counts
@@ -202,7 +193,7 @@ class SearchIndex:
         with self._writing() as store:
             gone = {key for key in self._rows if chosen(key)}
             if gone:
-                self._commit(store, [], [], gone, finished=False)
+                self._show(apply(store, [], {}, gone, finished=False))
         return len(gone)
 
     def search(
@@ -282,36 +273,6 @@ class SearchIndex:
         vectors = self.model.encode(list(batch.values()), "document", report=report)
         return store.add_pending(batch, vectors, pending)
 
-    def _commit(
-        self, store: Store, added: Sequence[Part], dead: Sequence[list[int]], gone: set[str], *, finished: bool
-    ) -> None:
-        """Of every id the last row lives, unless it is gone; then BM25 over what lives, and all of it is seen."""
-        parts = store.parts | {part.folder.name: part for part in added}
-        rows = {name: set(dead) for name, dead in store.state.parts.items()}
-        rows |= {part.folder.name: set(own) for part, own in zip(added, dead, strict=True)}
-        last: dict[str, tuple[str, int]] = {}
-        for name, own in rows.items():
-            for row, key in enumerate(parts[name].ids):
-                if row in own:
-                    continue
-                if key in gone:
-                    own.add(row)
-                    continue
-                if key in last:
-                    other, place = last[key]
-                    rows[other].add(place)
-                last[key] = (name, row)
-        living = {name: sorted(own) for name, own in rows.items() if len(own) < len(parts[name].ids)}
-        living = _merged(store, parts, living)
-        bm25 = None
-        if last:
-            bm25 = uuid4().hex[:12]
-            (store.folder / "bm25").mkdir(exist_ok=True)
-            texts, folder = _Texts(parts, last), store.folder / "bm25" / bm25
-            BM25(texts, split_identifiers=store.state.split_identifiers, folder=folder)
-        store.commit(replace(store.state, parts=living, bm25=bm25), finished=finished)
-        self._show(Store.open(store.folder))
-
     @contextmanager
     def _writing(self) -> Iterator[Store]:
         """The lock, and the state as it is once it is held: another process may have written meanwhile."""
@@ -324,56 +285,6 @@ class SearchIndex:
         """Search what a store holds."""
         self._store, self._rows = store, store.rows
         self._dead = {name: np.array(rows, dtype=np.int64) for name, rows in self._store.state.parts.items()}
-        name = self._store.state.bm25
-        self._bm25 = None if name is None else BM25.load(self._store.folder / "bm25" / name)
-
-
-class _Texts(Mapping[str, str]):
-    """Contents of living documents, each read when it is asked for."""
-
-    def __init__(self, parts: Mapping[str, Part], rows: Mapping[str, tuple[str, int]]) -> None:
-        self._parts, self._rows = parts, rows
-
-    def __getitem__(self, key: str) -> str:
-        name, row = self._rows[key]
-        return self._parts[name].text(row)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-def _merged(store: Store, parts: Mapping[str, Part], living: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Parts that are small or mostly dead as fewer, once there are several: what lives in them is copied."""
-    alive = {name: len(parts[name].ids) - len(dead) for name, dead in living.items()}
-    small = [name for name, dead in living.items() if alive[name] < PART // 2 or len(dead) > alive[name]]
-    wasted = sum(len(living[name]) for name in small) > sum(alive[name] for name in small)
-    if len(small) < (1 if wasted else SMALL):
-        return living
-    found = {name: dead for name, dead in living.items() if name not in small}
-    texts: dict[str, str] = {}
-    vectors: list[np.ndarray] = []
-    size = 0
-
-    def write() -> None:
-        found[store.write(texts, np.stack(vectors)).folder.name] = []
-        texts.clear()
-        vectors.clear()
-
-    for name in small:
-        dead = set(living[name])
-        for row in (row for row in range(len(parts[name].ids)) if row not in dead):
-            texts[parts[name].ids[row]] = parts[name].text(row)
-            vectors.append(parts[name].vectors[row])
-            size += len(texts[parts[name].ids[row]])
-            if len(texts) == PART or size >= CHARACTERS:
-                write()
-                size = 0
-    if texts:
-        write()
-    return found
 
 
 @contextmanager
@@ -394,22 +305,3 @@ def _unasked(part: Part, wanted: Mapping[str, str]) -> list[int]:
     """Rows of documents that are not, or not so, among those asked for."""
     pairs = enumerate(zip(part.ids, part.hashes, strict=True))
     return [row for row, (key, digest) in pairs if wanted.get(key) != digest]
-
-
-def _name(model: str | Path) -> str:
-    """As another process finds it: a released model by its name, a folder by its whole path."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else str(model)
-
-
-def identity(model: UniMoER) -> str:
-    """Sixteen hex digits over all that decides about a vector: base, adapter, routers, prompts, limits."""
-    about = read_json(model.checkpoint / "unimoer.json")
-    config = model.model.config
-    prompts = config.prompts.model_dump(include=set(PROMPTS), exclude_defaults=True)
-    # Only what differs from its default: a setting of a later version changes nothing here.
-    settings = [part.model_dump(mode="json", exclude_defaults=True) for part in (config.adapter, config.embedding)]
-    content = json.dumps([about["base_fingerprint"], settings, prompts], sort_keys=True)
-    digest = hashlib.sha256(content.encode())
-    digest.update((model.checkpoint / "adapter.safetensors").read_bytes())
-    return digest.hexdigest()[:16]

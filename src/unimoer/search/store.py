@@ -107,10 +107,10 @@ class Store:
             before = _read(folder)
             try:
                 return cls(folder, before)
-            except (FileNotFoundError, UserError):
+            except (OSError, EOFError, ValueError, KeyError, UserError) as error:
                 # A writer may have replaced it meanwhile, and cleared away what it named.
                 if _read(folder) == before:
-                    raise
+                    raise UserError(f"{folder}: a damaged index: {error}; delete it and make it anew") from None
         raise UserError(f"{folder}: is being changed too fast to be read; try again")
 
     @property
@@ -172,6 +172,9 @@ def _read(folder: Path) -> State:
     if not (folder / "index.json").exists():
         raise UserError(f"{folder}: no index here; make one with `unimoer index`")
     content = read_json(folder / "index.json")
-    if content.pop("format", None) != FORMAT:
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"{folder}: an index of another version; make it anew")
-    return State(**content)
+    try:
+        return State(**content)
+    except TypeError:
+        raise UserError(f"{folder}: a damaged index: index.json lacks a field; delete it and make it anew") from None

@@ -10,24 +10,16 @@ from pathlib import Path
 import pytest
 
 import tiny
-from unimoer.cli import main
 from unimoer.model.checkpoint import save_model
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    monkeypatch.chdir(tmp_path)
+def call(call: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """On the CPU, in a narrow window."""
     monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([*map(str, arguments), "--device", "cpu"])
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
+    return lambda *arguments: call(*arguments, "--device", "cpu")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from unimoer import UniMoER
 from unimoer.errors import UserError
 from unimoer.evaluation.fusion import combine, fuse
 from unimoer.model.checkpoint import save_model
-from unimoer.search import Hits, SearchIndex, index
+from unimoer.search import Hits, SearchIndex, changes
+from unimoer.search.identity import identity
 from unimoer.search.index import WORDS
 
 TEXTS = {key: document.content for key, document in tiny.dataset("kitchen").corpus.items()}
@@ -97,7 +99,7 @@ def test_the_best_are_scored_again_and_the_rest_follow(model: UniMoER, checkpoin
 def test_documents_come_change_and_go_without_a_rebuild(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "PART", 7)
+    monkeypatch.setattr(changes, "PART", 7)
     found = SearchIndex.create(tmp_path / "index", checkpoint, device="cpu")
     embedded: list[str] = []
     encode = found.model.encode
@@ -185,7 +187,7 @@ def test_a_kill_leaves_the_last_complete_state(
     moment: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the second and third part, while BM25 is built, just before the new state counts, and just after."""
-    monkeypatch.setattr(index, "PART", 10)
+    monkeypatch.setattr(changes, "PART", 10)
     folder = tmp_path / "index"
     made(folder, checkpoint, {"a": "red kettle", "d0": "An older text."})
 
@@ -206,9 +208,9 @@ def test_a_kill_leaves_the_last_complete_state(
 
         found._embed = count  # type: ignore[method-assign]
         if moment == 3:
-            monkeypatch.setattr(index, "BM25", type("Dying", (index.BM25,), {"__init__": die}))
+            monkeypatch.setattr(changes, "BM25", type("Dying", (changes.BM25,), {"__init__": die}))
         if moment == 4:
-            monkeypatch.setattr(index.Store, "commit", die)
+            monkeypatch.setattr(changes.Store, "commit", die)
         if moment == 5:
             unlink = Path.unlink
             monkeypatch.setattr(
@@ -251,14 +253,14 @@ def test_what_another_call_had_begun_is_not_added(checkpoint: Path, tmp_path: Pa
         yield from TEXTS.items()
         raise RuntimeError
 
-    index_part, index.PART = index.PART, 10
+    part, changes.PART = changes.PART, 10
     try:
         with pytest.raises(RuntimeError):
             found.add(broken())
         assert len(found._store.pending()) == 3
         found.add({"b": "a bench", "d1": TEXTS["d1"], "d2": "another text"})
     finally:
-        index.PART = index_part
+        changes.PART = part
     assert {hit.id: hit.text for hit in found.search(QUERY, 40).hits} == {
         "a": "red kettle",
         "b": "a bench",
@@ -316,12 +318,12 @@ def test_small_parts_become_one_and_dead_rows_are_left_behind(
     found = SearchIndex.create(tmp_path / "index", checkpoint, device="cpu")
     for number, (key, text) in enumerate(TEXTS.items()):
         found.add({key: text})
-        assert len(found._store.parts) < index.SMALL and len(found) == number + 1
+        assert len(found._store.parts) < changes.SMALL and len(found) == number + 1
     same(found.search(QUERY, 30), made(tmp_path / "whole", checkpoint).search(QUERY, 30))
     found.keep_only(["d4"])
     assert [part.ids for part in found._store.parts.values()] == [["d4"]]
     assert ids(found) == ["d4"] and {hit.text for hit in found.search(QUERY).hits} == {TEXTS["d4"]}
-    monkeypatch.setattr(index, "PART", 6)
+    monkeypatch.setattr(changes, "PART", 6)
     found.add(TEXTS)
     assert all(len(part.ids) <= 6 for part in found._store.parts.values()) and len(found) == 30
 
@@ -339,14 +341,14 @@ def test_a_delete_sees_what_others_have_added_and_keeps_what_waits(checkpoint: P
         yield from TEXTS.items()
         raise RuntimeError
 
-    part, index.PART = index.PART, 10
+    part, changes.PART = changes.PART, 10
     try:
         with pytest.raises(RuntimeError):
             first.add(broken())
         assert second.delete(["b"]) == 1 and len(second._store.pending()) == 3
         assert first.add(TEXTS) == counts(added=30) and len(first) == 31
     finally:
-        index.PART = part
+        changes.PART = part
 
 
 def test_what_comes_while_a_model_is_loaded(
@@ -379,7 +381,7 @@ def test_a_full_disk_while_bm25_is_built_leaves_the_index_usable(
         raise UserError("no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(index, "BM25", type("Full", (index.BM25,), {"__init__": full}))
+        patched.setattr(changes, "BM25", type("Full", (changes.BM25,), {"__init__": full}))
         with pytest.raises(UserError, match="no space"):
             found.add(TEXTS)
     assert ids(found, retrieve="dense") == ["a"]
@@ -395,9 +397,30 @@ def test_equal_scores_stand_by_id(checkpoint: Path, tmp_path: Path) -> None:
 def test_settings_that_no_vector_depends_on_do_not_count(base: Path, tmp_path: Path) -> None:
     save_model(tiny.build(base, noise=0.3), tmp_path / "one")
     one = UniMoER.load(tmp_path / "one", device="cpu")
-    before = index.identity(one)
+    before = identity(one)
     one.model.config = one.model.config.model_copy(update={"gradient_checkpointing": True})
-    assert index.identity(one) == before
+    assert identity(one) == before
     prompts = one.model.config.prompts.model_copy(update={"max_document_tokens": 31})
     one.model.config = one.model.config.model_copy(update={"prompts": prompts})
-    assert index.identity(one) != before
+    assert identity(one) != before
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda folder: (folder / "index.json").write_text("[]"),
+        lambda folder: (folder / "index.json").write_text('{"format": 1, "model": "x"}'),
+        lambda folder: (folder / "index.json").write_text(""),
+        lambda folder: next(folder.glob("parts/*/vectors.npy")).write_bytes(b"x"),
+        lambda folder: next(folder.glob("parts/*/vectors.npy")).write_bytes(b""),
+        lambda folder: next(folder.glob("parts/*/ids.json")).unlink(),
+        lambda folder: shutil.rmtree(next(folder.glob("bm25/*"))),
+    ],
+)
+def test_a_damaged_index_is_one_line(break_it: Callable[[Path], Any], checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, checkpoint, {"a": "red"})
+    break_it(folder)
+    with pytest.raises(UserError) as caught:
+        SearchIndex.open(folder, model=checkpoint, device="cpu")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
