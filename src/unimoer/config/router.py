@@ -42,6 +42,11 @@ class BaseRouterConfig(Strict):
         """Whether a task's experts are one fixed update, which can be merged and exported."""
         return not self.reads_text
 
+    @property
+    def causal(self) -> bool:
+        """Whether no token's decision depends on a later token, so that a common beginning can be computed once."""
+        return not self.reads_text
+
     scope: Literal["layer", "projection"] = "layer"
     """One decision a decoder layer, or one for each group of projections that read the same input."""
 
@@ -87,6 +92,10 @@ class LearnedRouterConfig(BaseRouterConfig):
     @property
     def told_task(self) -> bool:
         return self.task_aware
+
+    @property
+    def causal(self) -> bool:
+        return self.granularity != "sequence"
 
 
 class SparsegenConfig(LearnedRouterConfig):

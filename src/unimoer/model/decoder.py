@@ -22,6 +22,7 @@ from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.listwise import Marks
 from unimoer.model.ops import MASKED, AttentionForm, attention, attention_form, rms_norm, split_heads, swiglu
 from unimoer.model.packing import Packing
+from unimoer.model.prefix import Prefix
 from unimoer.model.routers import RouterFactory
 from unimoer.model.routing import Routing, RoutingContext, RoutingTrace
 from unimoer.types import TokenBatch
@@ -58,6 +59,7 @@ class FusedLayer(nn.Module):
 
     def __init__(self, layer: Any, adapter: AdapterConfig, index: int, factory: RouterFactory | None) -> None:
         super().__init__()
+        self.index = index
         source = layer.self_attn
         self.head_dim = int(source.head_dim)
         self.scale = float(source.scaling)
@@ -100,6 +102,7 @@ class FusedLayer(nn.Module):
         form: AttentionForm,
         context: RoutingContext | None,
         packing: Packing | None,
+        prefix: Prefix | None = None,
     ) -> tuple[Tensor, Decisions]:
         """`x [B, T, d]`, or `[1, N, d]` with a `packing`; attention and routers see `[B, T]` either way."""
         decisions: Decisions = {}
@@ -127,6 +130,8 @@ class FusedLayer(nn.Module):
         if packing is not None:
             qkv = packing.unpack(qkv)
         query, key, value = split_heads(qkv, cos, sin, self.heads, self.kv_heads)
+        if prefix is not None:
+            key, value = prefix.attend(self.index, key, value)
         mixed = attention(query, key, value, mask, self.scale, form)
         x = project("o", mixed if packing is None else packing.pack(mixed), x)
         hidden = swiglu(project("gate_up", rms_norm(x, self.mlp_norm, self.eps), read=x))
@@ -177,22 +182,29 @@ class FusedDecoder(nn.Module):
         context: RoutingContext | None = None,
         trace: RoutingTrace | None = None,
         marks: Marks | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """`[B, T] -> [B, T, d]`, after the final norm, in the base model's dtype.
 
-        Without a `context` all experts are added up; `trace` is told every decision; `marks` replace tokens.
+        Without a `context` all experts are added up; `trace` is told every decision; `marks` replace tokens; `prefix`
+        stands before all rows, or is filled if it was not read yet, under causal attention only.
         """
         packing = Packing.of(batch.attention_mask)
         x = F.embedding(batch.input_ids, self.embedding)
         if marks is not None:
             x = marks.put(x)
-        cos, sin = self.rotary_embedding(x, batch.position_ids)
+        behind = prefix is not None and prefix.read
+        places = batch.position_ids + prefix.length if prefix is not None and behind else batch.position_ids
+        cos, sin = self.rotary_embedding(x, places)
         half = cos.shape[-1] // 2
         cos, sin = cos[:, :, None, :half].contiguous(), sin[:, :, None, :half].contiguous()
         form = MASKED
-        if x.device.type == "cuda":
+        if x.device.type == "cuda" and not behind:
             form = attention_form(batch.attention_mask, x.dtype, causal=causal)
         mask = attention_mask(batch, causal=causal) if form.masked else None
+        if mask is not None and prefix is not None and behind:
+            # Every token sees all of what stands before.
+            mask = F.pad(mask, (prefix.length, 0))
         if trace is not None:
             trace.context = context
         if packing is not None:
@@ -201,7 +213,7 @@ class FusedDecoder(nn.Module):
             if self.checkpointing and torch.is_grad_enabled():
                 x, decisions = checkpoint(layer, x, cos, sin, mask, form, context, packing, use_reentrant=False)
             else:
-                x, decisions = layer(x, cos, sin, mask, form, context, packing)
+                x, decisions = layer(x, cos, sin, mask, form, context, packing, prefix)
             routers: Any = layer.routers
             # Outside of the layer: a checkpointed one runs twice.
             for name, decision in decisions.items():
@@ -209,7 +221,10 @@ class FusedDecoder(nn.Module):
                 if trace is not None:
                     trace.decisions[str(index) if name == "layer" else f"{index}.{name}"] = decision
         states = rms_norm(x, self.norm, self.eps)
-        return states if packing is None else packing.unpack(states)
+        states = states if packing is None else packing.unpack(states)
+        if prefix is not None and not prefix.read:
+            prefix.states = states
+        return states
 
 
 class HostedDecoder(nn.Module):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import expit
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,6 +49,11 @@ class PairHead(ScoreHead):
         assert isinstance(batch, PairBatch)
         own = model.score(split.share(batch.pairs).to(str(model.device)), trace)
         return BatchScores(split.gather(own, batch.labels.numel()).view(batch.labels.shape))
+
+    def relevance(self, scores: np.ndarray) -> np.ndarray:
+        """The sigmoid: a probability after loss `bce`, after others an order only."""
+        found: np.ndarray = expit(scores.astype(np.float64))
+        return found
 
 
 class YesNoHead(PairHead):

@@ -17,6 +17,7 @@ from unimoer.data.collate import pad, place_marks, reads
 from unimoer.errors import UserError
 from unimoer.files import new_array, read_json, write_json
 from unimoer.model.listwise import compare
+from unimoer.model.prefix import Prefix, common_beginning
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import TokenBatch
 
@@ -149,6 +150,44 @@ def score(
 ) -> np.ndarray:
     """Token ids of N query-document pairs -> `[N]` float32 logits, in the order given."""
     return _run(model, ids, model.score, batch_tokens=batch_tokens, multiple=multiple, report=report).numpy()
+
+
+LEAST_SHARED = 8
+"""Tokens of a common beginning from which it is computed apart: a forward pass has a price of its own."""
+
+
+class Alike:
+    """Pairs of one query: what they all begin with is computed once, where the model allows it, and kept.
+
+    Scores are those of `score` but for rounding.
+    """
+
+    def __init__(self, model: UnifiedModel, ids: Sequence[list[int]]) -> None:
+        """`ids` are all pairs that will be asked for."""
+        self._model, self._first = model, ids[0] if ids else ()
+        shared = common_beginning(ids) if len(ids) > 1 and not model.reads_apart else 0
+        self.shared = shared if shared >= LEAST_SHARED else 0
+        """Tokens that are computed once."""
+        self._prefix: Prefix | None = None
+
+    def score(
+        self,
+        ids: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = 8192,
+        multiple: int = 16,
+        report: Report | None = None,
+    ) -> np.ndarray:
+        """Some of the pairs, `[N]`, in the order given."""
+        if not self.shared:
+            return score(self._model, ids, batch_tokens=batch_tokens, multiple=multiple, report=report)
+        if self._prefix is None:
+            with torch.inference_mode():
+                self._prefix = self._model.read_prefix(self._first[: self.shared])
+        rest = [row[self.shared :] for row in ids]
+        forward = partial(self._model.score_after, self._prefix)
+        found = _run(self._model, rest, forward, batch_tokens=batch_tokens, multiple=multiple, report=report)
+        return found.numpy()
 
 
 def score_lists(

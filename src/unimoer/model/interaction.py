@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unimoer.config import ModelConfig
 from unimoer.data.prompts import Prompter
 from unimoer.model.heads import PairHead, pool
-from unimoer.model.score_head import Recipe
+from unimoer.model.score_head import Recipe, ScoreHead
 from unimoer.types import TokenBatch
 
 SCALE = 20.0
@@ -65,3 +66,8 @@ after = ((batch.input_ids == separator) * mask).cumsum(1)  # from the separator 
         text = mask * ~torch.isin(batch.input_ids, self.control)
         first, second = pool(states, text * (1 - after), "mean"), pool(states, text * after, "mean")
         return self.log_scale.exp() * F.cosine_similarity(first, second, dim=-1) + self.bias
+
+    def relevance(self, scores: np.ndarray) -> np.ndarray:
+        """Of the cosine that was scaled: the sigmoid of twenty times a cosine is 1 for everything."""
+        cosines = (scores.astype(np.float64) - self.bias.item()) / self.log_scale.exp().item()
+        return ScoreHead.relevance(self, cosines)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from unimoer.model.prefix import Prefix
 from unimoer.types import Task
 
 
@@ -24,6 +25,8 @@ class RoutingContext:
     choice: Tensor | None = None
     bare: bool = False
     """Use no expert at all."""
+    prefix: Prefix | None = None
+    """What stands before all rows, if that is computed apart."""
 
     @cached_property
     def row(self) -> Tensor:
@@ -38,7 +41,8 @@ class RoutingContext:
     @cached_property
     def seen(self) -> Tensor:
         """Number of real tokens up to each place, `[B, T, 1]`, at least 1."""
-        return self.row.transpose(1, 2).cumsum(1).clamp(min=1)
+        before = self.prefix.length if self.prefix is not None and self.prefix.read else 0
+        return (self.row.transpose(1, 2).cumsum(1) + before).clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -91,6 +92,10 @@ class ScoreHead(nn.Module):
         self, model: UnifiedModel, batch: RerankingBatch, trace: RoutingTrace, split: Split = WHOLE
     ) -> BatchScores:
         """Score a training batch of the form that this head reads; `split` says which rows are computed here."""
+
+    def relevance(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of this head -> numbers from 0 to 1 in the same order, float64; of a cosine, half of it and a half."""
+        return np.clip((1 + scores.astype(np.float64)) / 2, 0, 1)
 
     def describe(self) -> dict[str, Any]:
         """What an export must say of it beside its type and its weights."""

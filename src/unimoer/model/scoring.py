@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from unimoer.model.inference import Report, score, score_lists
+from unimoer.model.inference import Alike, Report, score, score_lists
 from unimoer.model.unified import UnifiedModel
 
 
@@ -21,7 +22,8 @@ def score_candidates(
 ) -> list[np.ndarray]:
     """Float32 scores `[K]` of each query's texts, in their order: logits or cosines, as the head gives them.
 
-    A head that reads lists takes the candidates in the order given, best first.
+    A query's prompts are computed as one where they begin alike and the model allows it (`UnifiedModel.reads_apart`). A
+    head that reads lists takes the candidates in the order given, best first.
     """
     if model.config.reranking.kind.reads_lists:
         return score_lists(model, queries, candidates, instruction, batch_tokens=batch_tokens, report=report)
@@ -30,5 +32,19 @@ def score_candidates(
         return [np.empty(0, dtype=np.float32) for _ in candidates]
     repeated = [query for query, size in zip(queries, sizes, strict=True) for _ in range(size)]
     ids = model.prompter.pairs(repeated, [text for group in candidates for text in group], instruction)
-    logits = score(model, ids, batch_tokens=batch_tokens, report=report)
-    return np.split(logits, np.cumsum(sizes)[:-1])
+    if model.reads_apart:
+        logits = score(model, ids, batch_tokens=batch_tokens, report=report)
+        return np.split(logits, np.cumsum(sizes)[:-1])
+    found: list[np.ndarray] = []
+    done = 0
+    for size in sizes:
+        rows = ids[done : done + size]
+        later = None if report is None else partial(_later, report, done, len(ids))
+        alike = Alike(model, rows).score(rows, batch_tokens=batch_tokens, report=later) if rows else None
+        found.append(np.empty(0, dtype=np.float32) if alike is None else alike)
+        done += size
+    return found
+
+
+def _later(report: Report, before: int, total: int, done: int, _: int) -> None:
+    report(before + done, total)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +14,12 @@ from unimoer.data.prompts import Prompter
 from unimoer.errors import UserError
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.backbone import load_backbone
-from unimoer.model.decoder import build_decoder
+from unimoer.model.decoder import FusedDecoder, build_decoder
 from unimoer.model.head_table import build_head
 from unimoer.model.heads import PairHead, pool
 from unimoer.model.listwise import ListwiseHead, Marks, check_length
 from unimoer.model.pilots import Pilots
+from unimoer.model.prefix import Prefix
 from unimoer.model.routers import Router, Standardiser
 from unimoer.model.routing import RoutingContext, RoutingTrace
 from unimoer.types import Task, TokenBatch
@@ -72,12 +75,14 @@ class UnifiedModel(nn.Module):
         trace: RoutingTrace | None,
         expert: str | None = None,
         marks: Marks | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """The states of all tokens, `[B, T, d]`."""
         settings = self.config.embedding if task is Task.EMBEDDING else self.config.reranking
-        context = RoutingContext(task, batch.attention_mask, self._choose(batch, expert))
+        context = RoutingContext(task, batch.attention_mask, self._choose(batch, expert), prefix=prefix)
+        shared = {} if prefix is None else {"prefix": prefix}
         states: Tensor = self.decoder(
-            batch, causal=settings.attention == "causal", context=context, trace=trace, marks=marks
+            batch, causal=settings.attention == "causal", context=context, trace=trace, marks=marks, **shared
         )
         return states
 
@@ -116,6 +121,40 @@ class UnifiedModel(nn.Module):
             )
         assert isinstance(self.head, PairHead)
         return self.head.read(self._decode(batch, Task.RERANKING, trace, expert), batch, head.pooling)
+
+    @property
+    def reads_apart(self) -> str:
+        """Why a query cannot be computed once for all its documents; empty where it can."""
+        router = self.config.adapter.router
+        if self.config.reranking.kind.reads_lists:
+            return "the head reads a query with all its documents at once"
+        if self.config.reranking.attention != "causal":
+            return "attention is bidirectional: the query's states depend on the document"
+        if not isinstance(self.decoder, FusedDecoder):
+            return "the base runs through its own code"
+        if router is not None and not router.causal:
+            return "its routers decide by whole texts"
+        return ""
+
+    def read_prefix(self, ids: Sequence[int]) -> Prefix:
+        """What prompts of pairs begin with, for `score_after`; only where `reads_apart` is empty."""
+        row = torch.tensor([list(ids)], device=self.device)
+        prefix = Prefix(row)
+        batch = TokenBatch(row, torch.ones_like(row), torch.arange(row.shape[1], device=self.device)[None])
+        self._decode(batch, Task.RERANKING, None, prefix=prefix)
+        return prefix
+
+    def score_after(self, prefix: Prefix, rest: TokenBatch) -> Tensor:
+        """`score` of prompts `[B, P + T]` that begin alike, from the rest of each, `[B, T] -> [B]`."""
+        assert isinstance(self.head, PairHead) and prefix.states is not None
+        states = self._decode(rest, Task.RERANKING, None, prefix=prefix)
+        rows = len(rest.input_ids)
+        ids = torch.cat([prefix.ids.expand(rows, -1), rest.input_ids], 1)
+        mask = F.pad(rest.attention_mask, (prefix.length, 0), value=1)
+        whole = TokenBatch(ids, mask, rest.position_ids)
+        return self.head.read(
+            torch.cat([prefix.states.expand(rows, -1, -1), states], 1), whole, self.config.reranking.pooling
+        )
 
     def list_vectors(self, prompts: TokenBatch, marks: Tensor, trace: RoutingTrace | None = None) -> Tensor:
         """`[B, T]`, `[B, K + 2]` -> `[B, K + 2, p]`, unit length: the query, K documents, the query that has read them.

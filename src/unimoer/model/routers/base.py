@@ -135,7 +135,7 @@ class LearnedRouter(Router):
             count, parts = x.new_tensor(float(len(x))), [whole, whole * whole]
         return Moments(count, torch.stack([part.sum((0, 1)) for part in parts]))
 
-    def project(self, x: Tensor, weight: Tensor, context: RoutingContext) -> Tensor:
+    def project(self, x: Tensor, weight: nn.Parameter, context: RoutingContext) -> Tensor:
         """A linear map of what a decision reads, scaled, `[B, T or 1, d] -> [B, T or 1, k]`.
 
         The running mean is taken of the few mapped numbers rather than of the wide states: it commutes with the map.
@@ -144,7 +144,10 @@ class LearnedRouter(Router):
         y = F.linear(x, weight * self.reading.scale)
         if self.config.granularity != "causal":
             return y
-        return (y * context.row.transpose(1, 2)).cumsum(1) / context.seen
+        running = (y * context.row.transpose(1, 2)).cumsum(1)
+        if context.prefix is not None:
+            running = context.prefix.add((self, weight), running)
+        return running / context.seen
 
     def observe(self, context: RoutingContext, decision: Routing) -> None:
         if decision.moments is not None:
