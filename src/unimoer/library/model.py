@@ -74,7 +74,8 @@ class UniMoER:
         """Write a new folder with all that `load` needs: adapter, routers, head, prompts, golden outputs, model card.
 
         `copy` takes the files of the frozen base along, so that the folder works anywhere; `reference` keeps its name
-        and fingerprint; `auto` copies what only this machine has, a local folder or GGUF file.
+        and fingerprint; `auto` copies what only this machine has, a local folder or GGUF file. sentence-transformers
+        opens the folder too; see `unimoer.integrations.sentence_transformers`.
 
         `onto` is the run whose merged weights this one began with: both stages are written as one LoRA on *its* base,
         in bfloat16, and the merged copy is no longer needed.

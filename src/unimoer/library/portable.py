@@ -12,6 +12,7 @@ import torch
 from unimoer.errors import UserError
 from unimoer.files import new_folder, read_json, write_json, write_text
 from unimoer.library.card import card
+from unimoer.library.sentence_files import write_sentence_files
 from unimoer.model.checkpoint import BASE_INSIDE, read_description, save_model
 from unimoer.model.stages import join_stages
 from unimoer.types import Task
@@ -51,6 +52,7 @@ def save_portable(
             content.pop("base_inside", None)
         content["tasks"] = [task.value for task in tasks]
         write_json(temporary / "unimoer.json", content)
+        write_sentence_files(temporary, config.prompts)
         write_text(temporary / "README.md", card(checkpoint, config, content, tasks))
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,6 @@ from unimoer.model.checkpoint import save_model
 
 QUERY = "find my red kettle"
 TEXTS = [document.content for document in tiny.dataset("kitchen").corpus.values()]
-DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +61,3 @@ def test_without_langchain_the_extra_is_named() -> None:
     code = "import sys; sys.modules['langchain_core'] = None; import unimoer.integrations.langchain"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "LangChain is not installed; pip install 'unimoer[langchain]'" in done.stderr
-
-
-def test_the_code_of_the_page_runs(model: UniMoER, monkeypatch: pytest.MonkeyPatch) -> None:
-    [block] = re.findall(r"^```python\n(.*?)^```", (DOCS / "integrations.md").read_text(), re.MULTILINE | re.DOTALL)
-    monkeypatch.setattr(UniMoER, "load", lambda name: model)
-    names: dict[str, object] = {}
-    exec(block, names)
-    assert len(names["best"]) == 2  # type: ignore[arg-type]

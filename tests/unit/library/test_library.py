@@ -141,6 +141,9 @@ def test_a_base_of_the_hub_is_named_not_copied(checkpoint: Path, base: Path, tmp
     assert sorted(path.name for path in (tmp_path / "named").iterdir()) == [
         "README.md",
         "adapter.safetensors",
+        "config_sentence_transformers.json",
+        "cross-encoder",
+        "modules.json",
         "unimoer.json",
     ]
     assert read_json(tmp_path / "named" / "unimoer.json")["model"]["base"] == str(base)
