@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 def build_app() -> typer.Typer:
     """All verbs. Imported late, so that `--help` of one verb does not load torch for another."""
-    from unimoer.cli import analyze, bench, data, evaluate, export, index, info, run, search, train
+    from unimoer.cli import analyze, bench, data, evaluate, export, index, info, run, search, serve, train
 
     app = typer.Typer(
         name="unimoer",
@@ -34,6 +34,7 @@ def build_app() -> typer.Typer:
     app.add_typer(bench.app, name="bench", help="Measure speed against the peers, as ratios from one process.")
     app.command("index")(index.index)
     app.command("search")(search.search)
+    app.command("serve")(serve.serve)
     app.command("info")(info.info)
     return app
 

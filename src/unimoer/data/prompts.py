@@ -77,22 +77,31 @@ class Prompter:
         ids = tokenizer("a").input_ids
         return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
-    def queries(self, texts: Sequence[str], instruction: str | None = None) -> list[list[int]]:
-        """Token ids of queries to embed."""
-        cut = self._cut(texts, self.config.max_query_tokens)
+    def queries(
+        self, texts: Sequence[str], instruction: str | None = None, *, shortened: list[int] | None = None
+    ) -> list[list[int]]:
+        """Token ids of queries to embed; `shortened` is told the places of those that were cut."""
+        cut = self._cut(texts, self.config.max_query_tokens, shortened)
         return self._embedding_ids([self._fill(self.config.query, instruction, query=text) for text in cut])
 
-    def documents(self, texts: Sequence[str], instruction: str | None = None) -> list[list[int]]:
-        """Token ids of documents to embed."""
-        cut = self._cut(texts, self.config.max_document_tokens)
+    def documents(
+        self, texts: Sequence[str], instruction: str | None = None, *, shortened: list[int] | None = None
+    ) -> list[list[int]]:
+        """Token ids of documents to embed; `shortened` is told the places of those that were cut."""
+        cut = self._cut(texts, self.config.max_document_tokens, shortened)
         return self._embedding_ids([self._fill(self.config.document, instruction, document=text) for text in cut])
 
     def pairs(
-        self, queries: Sequence[str], documents: Sequence[str], instruction: str | None = None
+        self,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        instruction: str | None = None,
+        *,
+        shortened: list[int] | None = None,
     ) -> list[list[int]]:
-        """Token ids of query-document pairs to score; `queries` and `documents` are aligned."""
+        """Token ids of query-document pairs to score, aligned; `shortened` is told the places of documents cut."""
         cut_queries = self._cut(queries, self.config.max_query_tokens)
-        cut_documents = self._cut(documents, self.config.max_document_tokens)
+        cut_documents = self._cut(documents, self.config.max_document_tokens, shortened)
         prompts = [
             self._fill(self.config.pair, instruction, query=query, document=document)
             for query, document in zip(cut_queries, cut_documents, strict=True)
@@ -169,7 +178,7 @@ class Prompter:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         return ids
 
-    def _cut(self, texts: Sequence[str], budget: int) -> list[str]:
+    def _cut(self, texts: Sequence[str], budget: int, shortened: list[int] | None = None) -> list[str]:
         """Each text without control tokens, shortened to at most `budget` tokens of its own."""
         # A mark first: one inside a control token would hide it.
         clean = [self._without_control(text.replace(MARK, "")) for text in texts]
@@ -180,6 +189,8 @@ class Prompter:
             for index, ends in zip(group, self._ends([clean[index] for index in group], budget), strict=True):
                 if len(ends) > budget:
                     clean[index] = self._shorten(clean[index], ends[:budget])
+                    if shortened is not None:
+                        shortened.append(index)
         return clean
 
     def _ends(self, texts: Sequence[str], budget: int) -> Iterator[list[int]]:

@@ -1,0 +1,49 @@
+"""`unimoer serve MODEL`: embeddings, reranking and search over HTTP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unimoer.cli.options import Device
+
+KEY = "UNIMOER_API_KEY"
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="A released model, a run, or a saved folder [default: that of --index].")
+    ] = "",
+    index: Annotated[Path | None, typer.Option(help="An index to search, made by the same model.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[str, typer.Option(help="What clients call the model [default: its folder's name].")] = "",
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a forward pass.")] = None,
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Tokens that may wait; beyond: 429.")] = 262_144,
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts in one request.")] = 2048,
+    max_characters: Annotated[int, typer.Option(min=1, help="Characters of one text.")] = 1_000_000,
+    token_ids: Annotated[
+        str | None,
+        typer.Option(help="Whose token ids clients may send: own, a tokenizer's folder or id, tiktoken:NAME."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a model. The API key is read from UNIMOER_API_KEY; without it, anybody who can connect may ask."""
+    from unimoer.serving.server import serve as run
+    from unimoer.serving.settings import Settings
+
+    settings = Settings(
+        name=name,
+        api_key=os.environ.get(KEY) or None,
+        batch_tokens=batch_tokens,
+        queue_tokens=queue_tokens,
+        max_texts=max_texts,
+        max_characters=max_characters,
+        token_ids=token_ids,
+    )
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    run(model or None, index, settings, host=host, port=port, device=device, tell=console.print)

@@ -1,0 +1,1 @@
+"""A trained model behind HTTP: one process, one set of weights, both stages of search."""

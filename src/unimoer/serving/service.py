@@ -1,0 +1,213 @@
+"""What the server does, apart from HTTP: names, limits, tokenising, the queue, and the index if there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unimoer.library import UniMoER
+from unimoer.library.hits import timed
+from unimoer.library.model import Kind
+from unimoer.model.scoring import score_candidates
+from unimoer.search import Hit, Hits, SearchIndex
+from unimoer.search.index import Retrieve
+from unimoer.search.snapshot import Retrieved, arrange
+from unimoer.serving.engine import Engine, Observe
+from unimoer.serving.routing import routing_by_layer
+from unimoer.serving.settings import DEFAULT_BATCH_TOKENS, OTHER_BATCH_TOKENS, Settings
+from unimoer.serving.token_ids import Decode, decoder
+from unimoer.types import Task
+
+
+class RefusedError(Exception):
+    """A request that cannot be answered as it is: an HTTP status, what is wrong, and which field."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a request took."""
+
+    tokens: int
+    """That the model read, prompts included; of equal texts once each."""
+    shortened: int
+    """Texts that were cut to the model's limit."""
+
+
+class Service:
+    """One model, its queue, and an index of documents if there is one."""
+
+    def __init__(
+        self, model: UniMoER, settings: Settings, *, index: SearchIndex | None = None, observe: Observe | None = None
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.name = settings.name or model.checkpoint.name
+        head = model.model.config.reranking
+        self.reads_lists = head.kind.reads_lists
+        self.decode: Decode | None = None
+        if settings.token_ids is not None:
+            self.decode = decoder(settings.token_ids, model.model.tokenizer)
+        default = DEFAULT_BATCH_TOKENS.get(model.model.device.type, OTHER_BATCH_TOKENS)
+        self.engine = Engine(
+            model.model,
+            batch_tokens=settings.batch_tokens or default,
+            queue_tokens=settings.queue_tokens,
+            observe=observe,
+        )
+        # A fast tokenizer keeps its truncation in itself: one thread at a time.
+        self._tokenising = ThreadPoolExecutor(1, "tokenise")
+        self.index = index
+
+    @property
+    def names(self) -> list[str]:
+        """Under which the model can be asked for; those with a kind are for clients that cannot say it otherwise."""
+        kinds = (":query", ":document") if Task.EMBEDDING in self.model.tasks else ()
+        return [self.name, *(self.name + kind for kind in kinds)]
+
+    def named(self, name: str | None) -> Kind | None:
+        """The kind of text that a model's name tells, if it does.
+
+        Raises:
+            RefusedError: there is no such model.
+        """
+        if name is None or name == self.name:
+            return None
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise RefusedError(404, f"no model of that name; there is {known}", param="model", code="model_not_found")
+        return "query" if name.endswith(":query") else "document"
+
+    def can(self, task: Task) -> None:
+        """Raises: RefusedError when the model was not trained for it."""
+        if task not in self.model.tasks:
+            raise RefusedError(400, f"this model was not trained for {task}", param="model", code="model_not_supported")
+
+    def check_number(self, name: str, number: int) -> None:
+        """Raises: RefusedError when there are more than one request may have."""
+        if number > self.settings.max_texts:
+            most = self.settings.max_texts
+            raise RefusedError(400, f"{name}: {number} of them; at most {most} in one request", param=name)
+
+    def check(self, name: str, texts: Sequence[str]) -> None:
+        """Number and length of texts.
+
+        Raises:
+            RefusedError: too many, or one that is too long.
+        """
+        self.check_number(name, len(texts))
+        for place, text in enumerate(texts):
+            if len(text) > self.settings.max_characters:
+                where = name if len(texts) == 1 else f"{name}[{place}]"
+                raise RefusedError(
+                    400, f"{where}: {len(text)} characters; at most {self.settings.max_characters}", param=name
+                )
+
+    async def embed(self, texts: Sequence[str], kind: Kind, instruction: str | None) -> tuple[np.ndarray, Used]:
+        """`[N, d]`, unit length."""
+        self.can(Task.EMBEDDING)
+        prompter = self.model.model.prompter
+        tokenise = prompter.queries if kind == "query" else prompter.documents
+        shortened: list[int] = []
+        ids = await self._tokenise(lambda: tokenise(texts, instruction, shortened=shortened))
+        return await self._wait(self.engine.submit(Task.EMBEDDING, ids)), _used(ids, shortened)
+
+    async def rerank(self, query: str, documents: Sequence[str], instruction: str | None) -> tuple[np.ndarray, Used]:
+        """Relevance of each document, `[K]`, from 0 to 1, float64. That of a blank document is 0."""
+        scores, used = await self._score(query, documents, instruction)
+        relevance = self.model.model.head.relevance(scores)
+        relevance[[not text.strip() for text in documents]] = 0
+        return relevance, used
+
+    async def _score(self, query: str, documents: Sequence[str], instruction: str | None) -> tuple[np.ndarray, Used]:
+        """The head's own scores, `[K]` float32; a blank document, which is not read, has the lowest of the others."""
+        self.can(Task.RERANKING)
+        places = [place for place, text in enumerate(documents) if text.strip()]
+        scores = np.zeros(len(documents), np.float32)
+        if not places:
+            return scores, Used(0, 0)
+        listed = [documents[place] for place in places]
+        model = self.model.model
+        shortened: list[int] = []
+        if self.reads_lists:
+            limit = model.config.prompts
+            used = Used(len(listed) * limit.max_document_tokens + limit.max_query_tokens, 0)
+
+            def score() -> np.ndarray:
+                return score_candidates(model, [query], [listed], instruction)[0]
+
+            found = await self._wait(self.engine.call(score, used.tokens))
+        else:
+            queries = [query] * len(listed)
+            ids = await self._tokenise(lambda: model.prompter.pairs(queries, listed, instruction, shortened=shortened))
+            found, used = await self._wait(self.engine.submit(Task.RERANKING, ids)), _used(ids, shortened)
+        scores[:] = found.min()
+        scores[places] = found
+        return scores, used
+
+    async def search(self, query: str, k: int, retrieve: Retrieve, rerank: int) -> Hits[Hit]:
+        """The index's best documents of a query, as they are now: another process may have changed it.
+
+        Raises:
+            RefusedError: there is no index.
+        """
+        index = self.index
+        if index is None:
+            raise RefusedError(404, "this server has no index; start it with --index", code="no_index")
+        if rerank:
+            self.can(Task.RERANKING)
+        took: dict[str, float] = {}
+        vector = None
+        if query.strip() and retrieve != "bm25":
+            with timed(took, "embed"):
+                vectors, _ = await self.embed([query], "query", None)
+                vector = vectors[0]
+
+        def find() -> Retrieved:
+            index.refresh()
+            return index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank)
+
+        found = await asyncio.to_thread(find)
+        took |= found.milliseconds
+        own = None
+        if rerank and found.texts:
+            with timed(took, "rerank"):
+                scores, _ = await self._score(query, found.texts[:rerank], None)
+                own = scores.tolist()
+        return Hits(arrange(found, k, own), took)
+
+    async def routing(self, query: str, document: str | None) -> dict[str, Any]:
+        """How much of each expert the layers use for a query, or for a pair; see `routing_by_layer`."""
+        task = Task.EMBEDDING if document is None else Task.RERANKING
+        self.can(task)
+        if document is not None and self.reads_lists:
+            raise RefusedError(400, "this model reads a query with a list of documents, not pairs", param="document")
+        model, prompter = self.model.model, self.model.model.prompter
+        [ids] = await self._tokenise(
+            lambda: prompter.queries([query]) if document is None else prompter.pairs([query], [document])
+        )
+        found: dict[str, Any] = await self._wait(self.engine.call(lambda: routing_by_layer(model, ids, task), len(ids)))
+        return found
+
+    async def _tokenise(self, function: Callable[[], list[list[int]]]) -> list[list[int]]:
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, function)
+
+    async def _wait(self, future: Future[Any]) -> Any:
+        # Cancelled, the task cancels what it waits for, and the engine forgets it.
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Finish what was accepted."""
+        self.engine.close()
+        self._tokenising.shutdown()
+
+
+def _used(ids: Sequence[Sequence[int]], shortened: Sequence[int]) -> Used:
+    return Used(sum(map(len, ids)), len(shortened))

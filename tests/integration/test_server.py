@@ -1,0 +1,180 @@
+"""The server as clients meet it: the packages that people use, and its end under load."""
+
+from __future__ import annotations
+
+import collections
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cohere
+import httpx
+import numpy as np
+import openai
+import pytest
+import tiktoken
+from langchain_openai import OpenAIEmbeddings
+from served import Server, server
+
+import tiny
+from unimoer import UniMoER
+from unimoer.cli import main
+from unimoer.model.checkpoint import save_model
+
+pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
+KEY = "a secret"
+QUERY = "find my red kettle"
+DOCUMENTS = ["The red kettle stands in the corner.", "A bench.", "", "The golden oven is very old."]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "tiny-model"
+    save_model(tiny.build(base, noise=0.3), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> UniMoER:
+    return UniMoER.load(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def running(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(checkpoint, tmp_path_factory.mktemp("log") / "log", "--token-ids", "own", key=KEY) as found:
+        yield found
+
+
+def test_openai(running: Server, model: UniMoER) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY)
+    # It asks for base64 where nothing is said, and unpacks it.
+    given = client.embeddings.create(model="tiny-model", input=[DOCUMENTS[0], DOCUMENTS[1]])
+    np.testing.assert_allclose(
+        [one.embedding for one in given.data], model.encode(DOCUMENTS[:2], "document"), atol=1e-5
+    )
+    assert given.usage.total_tokens > 0
+    given = client.embeddings.create(model="tiny-model:query", input=QUERY, dimensions=5, encoding_format="float")
+    np.testing.assert_allclose(given.data[0].embedding, model.encode([QUERY], "query", dim=5)[0], atol=1e-5)
+    assert "tiny-model" in [one.id for one in client.models.list()]
+    with pytest.raises(openai.NotFoundError, match="no model of that name"):
+        client.embeddings.create(model="text-embedding-3-small", input="a")
+    with pytest.raises(openai.BadRequestError, match="input: is empty"):
+        client.embeddings.create(model="tiny-model", input="")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
+
+
+def test_cohere(running: Server, model: UniMoER) -> None:
+    expected = [one.index for one in model.rerank(QUERY, [text for text in DOCUMENTS if text])]
+    client = cohere.ClientV2(api_key=KEY, base_url=running.url)
+    given = client.rerank(model="tiny-model", query=QUERY, documents=DOCUMENTS, top_n=4)
+    assert [one.index for one in given.results] == [(0, 1, 3)[place] for place in expected] + [2]
+    assert given.results[-1].relevance_score == 0
+    older = cohere.Client(api_key=KEY, base_url=running.url)
+    found = older.rerank(
+        model="tiny-model", query=QUERY, documents=[{"text": text} for text in DOCUMENTS], return_documents=True
+    )
+    assert [one.index for one in found.results] == [one.index for one in given.results]
+    assert found.results[0].document is not None
+    assert found.results[0].document.text == DOCUMENTS[found.results[0].index]
+
+
+def test_langchain(
+    running: Server, checkpoint: Path, model: UniMoER, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"model": "tiny-model", "base_url": f"{running.url}/v1", "api_key": KEY}
+    plain = OpenAIEmbeddings(**settings, check_embedding_ctx_length=False)
+    np.testing.assert_allclose(plain.embed_documents(DOCUMENTS[:2]), model.encode(DOCUMENTS[:2], "document"), atol=1e-5)
+    # As it comes, it sends ids of OpenAI's tokenizer, whose vocabulary it fetches: here one of bytes stands for it.
+    letters = tiktoken.Encoding(
+        "letters", pat_str=".", mergeable_ranks={bytes([value]): value for value in range(256)}, special_tokens={}
+    )
+    monkeypatch.setattr(tiktoken, "encoding_for_model", lambda _: letters)
+    refused = pytest.raises(openai.BadRequestError, match=r"check_embedding_ctx_length=False.*--token-ids")
+    # A server that was not told whose they are refuses them, and says what to do on either side.
+    with server(checkpoint, tmp_path / "log") as other, refused:
+        OpenAIEmbeddings(**settings | {"base_url": f"{other.url}/v1"}).embed_documents(DOCUMENTS[:2])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        # Open WebUI's external reranker.
+        ("/v1/rerank", {"top_n": 4}),
+        # LiteLLM, by its providers for Jina, Cohere and vLLM.
+        ("/v1/rerank", {"top_n": 4, "return_documents": True}),
+        ("/v2/rerank", {"max_tokens_per_doc": 4096}),
+        ("/v1/rerank", {"rank_fields": None, "user": "somebody"}),
+    ],
+)
+def test_shapes_of_gateways(running: Server, path: str, body: dict[str, object]) -> None:
+    body = {"model": "tiny-model", "query": QUERY, "documents": DOCUMENTS} | body
+    answer = httpx.post(running.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 200
+    found = answer.json()
+    assert {one["index"] for one in found["results"]} == {0, 1, 2, 3}
+    assert all(isinstance(one["relevance_score"], float) for one in found["results"])
+    assert found["meta"]["billed_units"]["search_units"] == 1 and found["id"] and found["usage"]["total_tokens"] > 0
+
+
+def test_stopping_under_load_answers_all_that_was_accepted(checkpoint: Path, tmp_path: Path) -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    stopping = threading.Event()
+    with server(checkpoint, tmp_path / "log", "--batch-tokens", "64") as found:
+
+        def ask(number: int) -> None:
+            with httpx.Client(timeout=60) as client:
+                for turn in range(10_000):
+                    mine = f"{number}-{turn}"
+                    try:
+                        answer = client.post(
+                            f"{found.url}/v1/rerank",
+                            json={"query": QUERY, "documents": [f"kettle {word}" for word in range(20)]},
+                            headers={"X-Request-ID": mine},
+                        )
+                    except httpx.TransportError as error:
+                        # Not accepted: the connection was refused, or closed before anything came back.
+                        assert stopping.is_set(), error
+                        counts["refused"] += 1
+                        return
+                    assert answer.headers["x-request-id"] == mine
+                    assert answer.status_code == 200, answer.text
+                    assert len(answer.json()["results"]) == 20
+                    counts["answered"] += 1
+
+        clients = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for client in clients:
+            client.start()
+        time.sleep(1.5)
+        stopping.set()
+        found.process.send_signal(signal.SIGTERM)
+        assert found.process.wait(60) in (0, -signal.SIGTERM)
+        for client in clients:
+            client.join(60)
+    lines = [json.loads(line) for line in found.log.read_text().splitlines() if '"route": "/v1/rerank"' in line]
+    answered = collections.Counter(line["request_id"] for line in lines)
+    assert counts["answered"] > 20 and counts["refused"] == 8
+    # What the server says that it answered, clients have, once each.
+    assert len(lines) == counts["answered"] and set(answered.values()) == {1}
+    assert {line["status"] for line in lines} == {200}
+
+
+def test_mistakes_are_one_line(
+    checkpoint: Path, running: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = running.url.rsplit(":", 1)[1]
+    for options, words in (
+        ([str(checkpoint), "--port", port], "choose another --port"),
+        ([], "name a model"),
+        ([str(tmp_path / "none")], "none"),
+        ([str(checkpoint), "--token-ids", str(tmp_path / "none")], "no tokenizer can be loaded"),
+        ([str(checkpoint), "--index", str(tmp_path / "none")], "no index here"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["serve", *options])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith("unimoer: ") and words in said and said.count("\n") == 1

@@ -1,0 +1,65 @@
+"""`/v1/search`: the index's own answer, while others change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import tiny
+from unimoer import UniMoER
+from unimoer.search import SearchIndex
+
+TEXTS = {key: document.content for key, document in tiny.dataset("kitchen").corpus.items()} | {"blank": " "}
+QUERY = "find my red kettle"
+
+
+@pytest.fixture
+def index(checkpoint: Path, tmp_path: Path) -> SearchIndex:
+    found = SearchIndex.create(tmp_path / "index", checkpoint, device="cpu")
+    found.add(TEXTS)
+    return found
+
+
+@pytest.mark.parametrize("retrieve", ["fused", "dense", "bm25"])
+@pytest.mark.parametrize("rerank", [0, 5])
+def test_it_is_the_index(
+    serve: Callable[..., TestClient], index: SearchIndex, model: UniMoER, retrieve: Any, rerank: int
+) -> None:
+    client = serve(model=index.model, index=index)
+    body = {"query": QUERY, "k": 7, "retrieve": retrieve, "rerank": rerank}
+    answer = client.post("/v1/search", json=body).json()
+    expected = index.search(QUERY, 7, retrieve=retrieve, rerank=rerank)
+    assert [one["id"] for one in answer["hits"]] == [one.id for one in expected.hits]
+    for one, other in zip(answer["hits"], expected.hits, strict=True):
+        assert one == pytest.approx(asdict(other), abs=1e-4)
+    assert answer["milliseconds"].keys() == expected.milliseconds.keys()
+    assert client.get("/v1/models").json()["data"][0]["documents"] == len(TEXTS)
+
+
+def test_what_another_process_changes_is_seen(serve: Callable[..., TestClient], index: SearchIndex) -> None:
+    client = serve(model=index.model, index=SearchIndex.open(index.folder, device="cpu"))
+    body = {"query": "where is the purple dragon", "k": 1, "retrieve": "bm25"}
+    assert client.post("/v1/search", json=body).json()["hits"] == []
+    index.add({"new": "A purple dragon."})
+    found = client.post("/v1/search", json=body | {"return_documents": False}).json()["hits"]
+    assert [one["id"] for one in found] == ["new"] and "text" not in found[0]
+    index.delete(["new"])
+    assert client.post("/v1/search", json=body).json()["hits"] == []
+
+
+def test_without_an_index_it_is_not_found(client: TestClient) -> None:
+    answer = client.post("/v1/search", json={"query": QUERY})
+    assert answer.status_code == 404 and "--index" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{"k": 0}, {"k": 1001}, {"rerank": -1}, {"retrieve": "sparse"}, {"query": None}])
+def test_mistakes(serve: Callable[..., TestClient], index: SearchIndex, body: dict[str, Any]) -> None:
+    client = serve(model=index.model, index=index)
+    answer = client.post("/v1/search", json={"query": QUERY} | body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == next(iter(body))
+    assert client.post("/v1/search", json={"query": "  "}).json()["hits"] == []
