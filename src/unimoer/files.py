@@ -81,6 +81,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sync_files(folder: Path) -> None:
+    """Have all files of a folder on the disk before anything names them."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
 def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     """A new `.npy` file, mapped for writing, whose space on the disk is already its own.
 

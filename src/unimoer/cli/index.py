@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,18 @@ import typer
 from rich.console import Console
 
 from unimoer.cli.options import Device
+
+
+class Numbers(StrEnum):
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
+class Ann(StrEnum):
+    AUTO = "auto"
+    EXACT = "exact"
+    IVF = "ivf"
+    HNSW = "hnsw"
 
 
 def index(
@@ -27,6 +40,17 @@ def index(
     split_identifiers: Annotated[
         bool, typer.Option("--split-identifiers", help="Let BM25 split camelCase and snake_case words (code).")
     ] = False,
+    vectors: Annotated[
+        Numbers | None,
+        typer.Option(help="What vectors are kept as: int8 takes half the space [default: float16 in a new index]."),
+    ] = None,
+    ann: Annotated[
+        Ann | None,
+        typer.Option(
+            help="Search all vectors (exact), or near ones by FAISS (ivf, hnsw); auto: by size. May be changed later "
+            "[default: auto in a new index]."
+        ),
+    ] = None,
     delete: Annotated[list[str] | None, typer.Option(help="Take this document out. Repeatable.")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Take out what the sources do not have.")] = False,
     device: Device = "auto",
@@ -41,22 +65,29 @@ def index(
     from unimoer.search import SearchIndex, read_documents
     from unimoer.search.store import Store
 
-    if not sources and not delete:
+    if not sources and not delete and ann is None:
         raise UserError("nothing to do: name documents to add, or --delete some")
     if sync and not sources:
         raise UserError("--sync: goes with documents to add: what they do not have is taken out")
     console = Console(markup=False, emoji=False)
     there = (output / "index.json").exists()
     if not there and not sources:
-        raise UserError(f"{output}: no index here to delete from")
+        raise UserError(f"{output}: no index here to {'delete from' if delete else 'change'}")
     started = [read_documents(source) for source in sources or ()]
     with Progress(console, {}) as progress:
         progress.update("loading the model", model or "")
-        if there and model is None and not split_identifiers:
+        if there and model is None and not split_identifiers and vectors is None and ann is None:
             found = SearchIndex.open(output, device=device)
         else:
             named = Store.open(output).state.model if there else next(iter(RELEASED))
-            found = SearchIndex.create(output, model or named, split_identifiers=split_identifiers, device=device)
+            found = SearchIndex.create(
+                output,
+                model or named,
+                split_identifiers=split_identifiers,
+                vectors=None if vectors is None else vectors.value,
+                ann=None if ann is None else ann.value,
+                device=device,
+            )
         seen: set[str] = set()
 
         def documents() -> Iterator[tuple[str, str]]:
@@ -78,4 +109,5 @@ def index(
         gone = found.delete(delete or ()) + (found.keep_only(seen) if sync else 0)
     if gone:
         said.append(f"{gone:,} deleted")
-    console.print(f"{', '.join(said) or 'nothing changed'}; {len(found):,} documents in {output}", soft_wrap=True)
+    summary = f"{', '.join(said) or 'nothing changed'}; {len(found):,} documents in {output} ({found.kind})"
+    console.print(summary, soft_wrap=True)

@@ -37,6 +37,9 @@ def search(
     retrieve: Annotated[How, typer.Option(help="By both, by the vectors alone, or by the words alone.")] = How.FUSED,
     rerank: Annotated[int, typer.Option(min=0, help="Score this many of the best again, with the query beside.")] = 0,
     rrf: Annotated[bool, typer.Option("--rrf", help="Fuse by reciprocal ranks in place of weighted scores.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Look at all vectors, where FAISS would look at some.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a query, with whole texts.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the index's own model lies now, if it was moved.")] = None,
     device: Device = "auto",
@@ -52,7 +55,7 @@ def search(
     queries: Iterable[str] = [query] if query is not None else (line.rstrip("\n") for line in sys.stdin)
     for asked in queries:
         try:
-            hits = found.search(asked, k, retrieve=retrieve.value, rerank=rerank, rrf=rrf)
+            hits = found.search(asked, k, retrieve=retrieve.value, rerank=rerank, rrf=rrf, exact=exact)
         except ValueError:
             # Bytes of another encoding come as halves of surrogate pairs.
             raise UserError("the query is not UTF-8 text") from None

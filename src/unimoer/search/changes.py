@@ -1,4 +1,4 @@
-"""What an addition or a deletion makes of an index: which rows live, which parts become one, and BM25 over all."""
+"""What a change makes of an index: which rows live, which parts become one, BM25 over all, and FAISS where it pays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import uuid4
 import numpy as np
 
 from unimoer.data.bm25 import BM25
+from unimoer.search.neighbours import Ann, Living, build, kind_for
 from unimoer.search.store import Part, Store
 
 PART = 8192
@@ -28,15 +29,37 @@ def apply(
     """
     parts = store.parts | {part.folder.name: part for part in added}
     last, living = _living(parts, {**store.state.parts, **dead}, gone)
-    living = _merged(store, parts, living)
+    living, merged = _merged(store, parts, living)
     bm25 = None
     if last:
         bm25 = uuid4().hex[:12]
         (store.folder / "bm25").mkdir(exist_ok=True)
         folder = store.folder / "bm25" / bm25
         BM25(_Texts(parts, last), split_identifiers=store.state.split_identifiers, folder=folder)
-    store.commit(replace(store.state, parts=living, bm25=bm25), finished=finished)
+    faiss = _neighbours(store, {**parts, **merged}, living, store.state.ann)
+    store.commit(replace(store.state, parts=living, bm25=bm25, faiss=faiss), finished=finished)
     return Store.open(store.folder)
+
+
+def choose(store: Store, ann: Ann) -> Store:
+    """The index as it is, searched in another way; the caller holds the lock."""
+    faiss = _neighbours(store, store.parts, store.state.parts, ann)
+    store.commit(replace(store.state, ann=ann, faiss=faiss), finished=False)
+    return Store.open(store.folder)
+
+
+def _neighbours(store: Store, parts: Mapping[str, Part], living: Living, ann: Ann) -> str | None:
+    """The name of what FAISS is to search: what there is already while it fits, otherwise a new one."""
+    documents = sum(len(parts[name].ids) - len(dead) for name, dead in living.items())
+    kind = kind_for(ann, documents)
+    if kind == "exact" or documents == 0:
+        return None
+    there = store.neighbours
+    if there is not None and there.kind == kind and there.fits(living, documents):
+        return store.state.faiss
+    name = uuid4().hex[:12]
+    build(store.folder / "faiss" / name, kind, {one: parts[one].vectors for one in living}, living)
+    return name
 
 
 def _living(
@@ -59,35 +82,44 @@ def _living(
     return last, {name: sorted(own) for name, own in rows.items() if len(own) < len(parts[name].ids)}
 
 
-def _merged(store: Store, parts: Mapping[str, Part], living: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Parts that are small or mostly dead as fewer, once there are several: what lives in them is copied."""
+def _merged(
+    store: Store, parts: Mapping[str, Part], living: dict[str, list[int]]
+) -> tuple[dict[str, list[int]], dict[str, Part]]:
+    """Parts that are small or mostly dead as fewer, once there are several: what lives in them is copied.
+
+    Returns the dead rows of all parts that are left, and those that are new.
+    """
     alive = {name: len(parts[name].ids) - len(dead) for name, dead in living.items()}
     small = [name for name, dead in living.items() if alive[name] < PART // 2 or len(dead) > alive[name]]
     wasted = sum(len(living[name]) for name in small) > sum(alive[name] for name in small)
     if len(small) < (1 if wasted else SMALL):
-        return living
+        return living, {}
+    new: dict[str, Part] = {}
     found = {name: dead for name, dead in living.items() if name not in small}
     texts: dict[str, str] = {}
     vectors: list[np.ndarray] = []
     size = 0
 
     def write() -> None:
-        found[store.write(texts, np.stack(vectors)).folder.name] = []
+        one = store.write(texts, np.stack(vectors))
+        new[one.folder.name] = one
+        found[one.folder.name] = []
         texts.clear()
         vectors.clear()
 
     for name in small:
-        dead = set(living[name])
-        for row in (row for row in range(len(parts[name].ids)) if row not in dead):
-            texts[parts[name].ids[row]] = parts[name].text(row)
-            vectors.append(parts[name].vectors[row])
-            size += len(texts[parts[name].ids[row]])
+        part = parts[name]
+        rows = np.setdiff1d(np.arange(len(part.ids)), living[name])
+        for row, vector in zip(rows.tolist(), part.vectors[rows], strict=True):
+            texts[part.ids[row]] = part.text(row)
+            vectors.append(vector)
+            size += len(texts[part.ids[row]])
             if len(texts) == PART or size >= CHARACTERS:
                 write()
                 size = 0
     if texts:
         write()
-    return found
+    return found, new
 
 
 class _Texts(Mapping[str, str]):

@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 import numpy as np
-import torch
 
 from unimoer.errors import UserError, did_you_mean
-from unimoer.evaluation.fusion import combine, fuse
 from unimoer.library import UniMoER
+from unimoer.library.hits import Hit, Hits, timed
+from unimoer.library.identity import identity, name_of, text_hash
 from unimoer.model.inference import Report
 from unimoer.runs.folder import locked
 from unimoer.search import changes
-from unimoer.search.changes import apply
-from unimoer.search.identity import identity, name_of
-from unimoer.search.store import Part, State, Store, text_hash
-from unimoer.types import Run, Task
+from unimoer.search.changes import apply, choose
+from unimoer.search.neighbours import Ann, check
+from unimoer.search.snapshot import Retrieved, Snapshot, arrange
+from unimoer.search.store import Part, State, Store
+from unimoer.search.vectors import Precision
+from unimoer.types import Task
 
 Retrieve = Literal["fused", "dense", "bm25"]
 DEPTH = 100
 """Documents that each kind of search brings into a fusion."""
-WORDS = 0.5
-"""Weight of BM25's standardised scores where those of the vectors have 1: chosen on dev (docs/results/levers.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    id: str
-    score: float
-    """What the order comes from."""
-    text: str
-    retrieval: float
-    """Its score among what was retrieved: a cosine, BM25's, or of both fused."""
-    reranking: float | None = None
-    """The score head's, of those that were reranked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    hits: list[Hit]
-    milliseconds: dict[str, float]
-    """Of each stage: `embed`, `dense`, `bm25`, `rerank`."""
 
 
 class SearchIndex:
@@ -65,20 +44,41 @@ class SearchIndex:
 
     @classmethod
     def create(
-        cls, folder: str | Path, model: str | Path, *, split_identifiers: bool = False, device: str = "auto"
+        cls,
+        folder: str | Path,
+        model: str | Path,
+        *,
+        split_identifiers: bool = False,
+        vectors: Precision | None = None,
+        ann: Ann | None = None,
+        device: str = "auto",
     ) -> Self:
         """A new, empty index, or the one that is there, which must be of the same model.
 
-        `split_identifiers` lets BM25 find `readFile` and `read_file` by their parts, for source code.
+        Args:
+            split_identifiers: let BM25 find `readFile` and `read_file` by their parts, for source code.
+            vectors: as which numbers they are kept; None: as they are there, in a new index as `float16`.
+            ann: how near ones are found; None: as so far, in a new index `auto`. Another one may be chosen at any time.
 
         Raises:
-            UserError: the model cannot embed, or the folder holds an index of another one.
+            UserError: the model cannot embed, the folder holds an index of another one or of other numbers, or FAISS
+                is asked for and not installed.
+            ValueError: an unknown kind of vectors or of search.
         """
+        for name, value, kind in (("vectors", vectors, Precision), ("ann", ann, Ann)):
+            if value is not None and value not in get_args(kind):
+                raise ValueError(f"{name}: '{value}'{did_you_mean(value, get_args(kind))}")
+        check(ann or "auto")
         place = Path(folder).expanduser()
         if (place / "index.json").exists():
             index = cls.open(place, model=model, device=device)
             if split_identifiers and not index._store.state.split_identifiers:
                 raise UserError(f"{place}: BM25 here does not split identifiers; make another index")
+            if vectors not in (None, index._store.state.vectors):
+                raise UserError(f"{place}: keeps its vectors as {index._store.state.vectors}; make another index")
+            if ann is not None and ann != index._store.state.ann:
+                with index._writing() as store:
+                    index._show(choose(store, ann))
             return index
         if place.exists() and (not place.is_dir() or any(path.name != ".lock" for path in place.iterdir())):
             raise UserError(f"{place}: is not an index, and not empty; choose a new folder")
@@ -88,7 +88,8 @@ class SearchIndex:
         with locked(place):
             # Another process may have made one while the model was loaded.
             if not (place / "index.json").exists():
-                state = State(name_of(model), identity(loaded), split_identifiers)
+                kept, how = vectors or "float16", ann or "auto"
+                state = State(name_of(model), identity(loaded), split_identifiers, vectors=kept, ann=how)
                 Store(place, state).commit(state, finished=True)
         return cls._of(place, loaded)
 
@@ -130,6 +131,16 @@ class SearchIndex:
     def __contains__(self, key: str) -> bool:
         return key in self._rows
 
+    @property
+    def folder(self) -> Path:
+        return self._store.folder
+
+    @property
+    def kind(self) -> str:
+        """In words: the numbers of its vectors, and how they are searched as it is now."""
+        how = {"exact": "exact", "ivf": "FAISS IVF", "hnsw": "FAISS HNSW"}[self._shown.dense.kind]
+        return f"{self._store.state.vectors} vectors, {how} search"
+
     def add(
         self, documents: Mapping[str, str] | Iterable[tuple[str, str]], *, report: Report | None = None
     ) -> dict[str, int]:
@@ -140,10 +151,11 @@ class SearchIndex:
         `superseded` by a later one of the same id in the same call.
 
         Raises:
-            UserError: another process writes here, or the disk is full.
+            UserError: another process writes here, the disk is full, or FAISS is wanted and not installed.
         """
         counts = {"added": 0, "replaced": 0, "unchanged": 0, "superseded": 0}
         with self._writing() as store:
+            check(store.state.ann)
             pending = store.pending()
             # What is there, or waits, by id: the later one counts.
             known = {key: store.parts[name].hashes[row] for key, (name, row) in self._rows.items()}
@@ -205,7 +217,8 @@ class SearchIndex:
         rerank: int = 0,
         depth: int = DEPTH,
         rrf: bool = False,
-    ) -> Hits:
+        exact: bool = False,
+    ) -> Hits[Hit]:
         """The k best documents of a query.
 
         Args:
@@ -214,60 +227,66 @@ class SearchIndex:
                 head's and the retrieval's standardised scores together. 0: none.
             depth: how many documents each kind of search brings into a fusion; k or `rerank` where those are more.
             rrf: fuse by reciprocal ranks instead, which has no weight.
+            exact: look at all vectors, where FAISS would look at some.
 
         Raises:
-            UserError: the model was not trained to rerank.
+            UserError: the model was not trained to rerank, or the index is searched by FAISS, which is not installed.
             ValueError: a number that is not positive, or an unknown way.
+        """
+        took: dict[str, float] = {}
+        vector = None
+        if query.strip() and retrieve != "bm25":
+            with timed(took, "embed"):
+                vector = self.model.encode([query], "query")[0]
+        found = self.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank, depth=depth, rrf=rrf, exact=exact)
+        took |= found.milliseconds
+        own = None
+        if rerank and found.texts:
+            with timed(took, "rerank"):
+                listed = self.model.rerank(query, found.texts[:rerank])
+                own = [one.score for one in sorted(listed)]
+        return Hits(arrange(found, k, own), took)
+
+    def retrieve(
+        self,
+        query: str,
+        vector: np.ndarray | None,
+        k: int,
+        *,
+        retrieve: Retrieve = "fused",
+        rerank: int = 0,
+        depth: int = DEPTH,
+        rrf: bool = False,
+        exact: bool = False,
+    ) -> Retrieved:
+        """`search` without the model: the query's vector `[d]` is given, None for `bm25`; `arrange` does the rest.
+
+        Raises:
+            UserError, ValueError: as `search`.
         """
         if retrieve not in get_args(Retrieve):
             raise ValueError(f"retrieve: '{retrieve}'{did_you_mean(retrieve, get_args(Retrieve))}")
         if k < 1 or depth < 1 or rerank < 0:
             raise ValueError(f"k: {k}, depth: {depth}, rerank: {rerank}; must be positive")
-        took: dict[str, float] = {}
         if not query.strip():
-            return Hits([], took)
-        wide = max(k, rerank, depth)
-        runs: list[tuple[Run, float]] = []
-        if retrieve != "bm25":
-            with _timed(took, "embed"):
-                vector = self.model.encode([query], "query")[0]
-            with _timed(took, "dense"):
-                runs.append(({"": self._nearest(vector, wide)}, 1.0))
-        if retrieve != "dense":
-            with _timed(took, "bm25"):
-                bm25 = self._store.bm25
-                runs.append(({} if bm25 is None else bm25.search({"": query}, wide), WORDS))
-        found = _together(runs, rrf)
-        order = sorted(found, key=lambda key: (-found[key], key))
-        texts = {key: self._store.text(self._rows[key]) for key in order[: max(k, rerank)]}
-        scores: dict[str, float] = {}
-        own: dict[str, float] = {}
-        if rerank and order:
-            with _timed(took, "rerank"):
-                top = order[:rerank]
-                listed = self.model.rerank(query, [texts[key] for key in top])
-                own = {top[one.index]: one.score for one in listed}
-                both = combine([({"": own}, 1.0), ({"": {key: found[key] for key in top}}, WORDS)])[""]
-                rest = order[rerank:]
-                order = sorted(top, key=lambda key: (-both[key], key)) + rest
-                # Those that were not scored again lie below those that were, as far apart as they were.
-                lowest = both[order[len(top) - 1]] - (found[rest[0]] if rest else 0.0)
-                scores = {**both, **{key: found[key] + lowest for key in rest}}
-        hits = [Hit(key, scores.get(key, found[key]), texts[key], found[key], own.get(key)) for key in order[:k]]
-        return Hits(hits, {name: round(value, 2) for name, value in took.items()})
+            return Retrieved({}, [], {})
+        return self._shown.retrieve(
+            query,
+            vector,
+            words=retrieve != "dense",
+            wide=max(k, rerank, depth),
+            texts=max(k, rerank),
+            rrf=rrf,
+            exact=exact,
+        )
 
-    def _nearest(self, vector: np.ndarray, k: int) -> dict[str, float]:
-        """Exact: `[d]` against all living vectors; equal scores by id."""
-        best: list[tuple[float, str]] = []
-        for name, dead in self._dead.items():
-            part = self._store.parts[name]
-            # PyTorch widens half precision in a third of NumPy's time.
-            scores = (torch.from_numpy(part.vectors).float() @ torch.from_numpy(vector)).numpy()
-            scores[dead] = -np.inf
-            least = np.partition(scores, len(scores) - k)[len(scores) - k] if len(scores) > k else -np.inf
-            top = np.flatnonzero((scores >= least) & (scores > -np.inf))
-            best += [(float(scores[row]), part.ids[row]) for row in top]
-        return {key: score for score, key in sorted(best, key=lambda one: (-one[0], one[1]))[:k]}
+    def refresh(self) -> bool:
+        """Open the index anew if another process has changed it; whether it had."""
+        if self._store.current:
+            return False
+        self._show(Store.open(self._store.folder))
+        self._check()
+        return True
 
     def _embed(self, store: Store, batch: dict[str, str], pending: list[Part], report: Report | None) -> Part:
         vectors = self.model.encode(list(batch.values()), "document", report=report)
@@ -283,22 +302,15 @@ class SearchIndex:
 
     def _show(self, store: Store) -> None:
         """Search what a store holds."""
-        self._store, self._rows = store, store.rows
-        self._dead = {name: np.array(rows, dtype=np.int64) for name, rows in self._store.state.parts.items()}
+        self._shown = Snapshot(store)
 
+    @property
+    def _store(self) -> Store:
+        return self._shown.store
 
-@contextmanager
-def _timed(into: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    into[name] = (time.perf_counter() - started) * 1000
-
-
-def _together(runs: Sequence[tuple[Run, float]], rrf: bool) -> Mapping[str, float]:
-    if len(runs) == 1:
-        return runs[0][0].get("", {})
-    both = fuse([run for run, _ in runs]) if rrf else combine(runs)
-    return both.get("", {})
+    @property
+    def _rows(self) -> dict[str, tuple[str, int]]:
+        return self._shown.rows
 
 
 def _unasked(part: Part, wanted: Mapping[str, str]) -> list[int]:

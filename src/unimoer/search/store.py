@@ -1,8 +1,9 @@
 """Vectors and texts of documents on disk, in parts that are written once; what is alive stands in one small file.
 
-    index.json         what a reader sees: the parts, their dead rows, the BM25 index. Replaced whole, last of all.
-    parts/NAME/        vectors.npy [N, d] float16, texts.jsonl, offsets.npy [N, 2], ids.json, hashes.json
+    index.json         what a reader sees: the parts, their dead rows, what is built over them. Replaced whole, last.
+    parts/NAME/        vectors.npy [N, d], texts.jsonl, offsets.npy [N, 2], ids.json, hashes.json
     bm25/NAME/         over all that is alive
+    faiss/NAME/        over most of it, where an exact search would take long
     building.json      parts of an unfinished addition, which nobody reads until it is finished
 
 A process that is killed at any moment leaves the last `index.json` and everything that it names.
@@ -10,7 +11,6 @@ A process that is killed at any moment leaves the last `index.json` and everythi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,15 +24,15 @@ import numpy as np
 
 from unimoer.data.bm25 import BM25
 from unimoer.errors import UserError
-from unimoer.files import new_folder, read_json, write_json
+from unimoer.files import new_folder, read_json, sync_files, write_json
+from unimoer.library.identity import text_hash
+from unimoer.search.neighbours import Ann, Neighbours, installed
+from unimoer.search.vectors import VECTORS, Precision
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""The first one had neither int8 nor FAISS, and is read as an index without them."""
 TRIES = 5
-
-
-def text_hash(text: str) -> str:
-    """Of a document's content: what is there already need not be embedded again."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 class Part:
@@ -41,14 +41,11 @@ class Part:
     All files are opened at once: a writer may remove the part while somebody still reads it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, precision: Precision) -> None:
         self.folder = folder
         self.ids: list[str] = read_json(folder / "ids.json")
         self.hashes: list[str] = read_json(folder / "hashes.json")
-        # Views without numpy's memmap class, whose every item costs microseconds; mapped for this process alone, since
-        # PyTorch takes no memory that cannot be written to.
-        self.vectors: np.ndarray = np.asarray(np.load(folder / "vectors.npy", mmap_mode="c"))
-        """`[N, d]` float16, memory-mapped."""
+        self.vectors = VECTORS[precision](folder)
         self._offsets: np.ndarray = np.load(folder / "offsets.npy")
         self._file = (folder / "texts.jsonl").open("rb")
 
@@ -58,20 +55,18 @@ class Part:
         return found
 
     @classmethod
-    def write(cls, folder: Path, documents: Mapping[str, str], vectors: np.ndarray) -> Self:
+    def write(cls, folder: Path, documents: Mapping[str, str], vectors: np.ndarray, precision: Precision) -> Self:
         """All or nothing."""
         with new_folder(folder) as temporary:
-            np.save(temporary / "vectors.npy", vectors.astype(np.float16))
+            VECTORS[precision].write(temporary, vectors)
             lines = [json.dumps(text).encode() + b"\n" for text in documents.values()]
             ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
             np.save(temporary / "offsets.npy", np.stack([ends - [len(line) for line in lines], ends], axis=1))
             (temporary / "texts.jsonl").write_bytes(b"".join(lines))
             write_json(temporary / "ids.json", list(documents))
             write_json(temporary / "hashes.json", [text_hash(text) for text in documents.values()])
-            for file in temporary.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        return cls(folder)
+            sync_files(temporary)
+        return cls(folder, precision)
 
 
 @dataclass(frozen=True)
@@ -86,6 +81,9 @@ class State:
     parts: Mapping[str, list[int]] = field(default_factory=dict)
     """Rows of every part that are dead: deleted, or replaced in a later part. An id lives once."""
     bm25: str | None = None
+    vectors: Precision = "float16"
+    ann: Ann = "auto"
+    faiss: str | None = None
 
 
 class Store:
@@ -93,8 +91,12 @@ class Store:
 
     def __init__(self, folder: Path, state: State) -> None:
         self.folder, self.state = folder, state
+        self._stamp: tuple[int, int] | None = None
         self.parts = {name: self._open(name) for name in state.parts}
         self.bm25 = None if state.bm25 is None else BM25.load(folder / "bm25" / state.bm25)
+        # Without FAISS, what was left to it is searched exactly.
+        there = state.faiss is not None and installed()
+        self.neighbours = Neighbours(folder / "faiss" / str(state.faiss), state.parts) if there else None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -104,14 +106,21 @@ class Store:
             UserError: there is no index, or one of another format.
         """
         for _ in range(TRIES):
-            before = _read(folder)
+            stamp, before = _stamp(folder), _read(folder)
             try:
-                return cls(folder, before)
+                found = cls(folder, before)
+                found._stamp = stamp
+                return found
             except (OSError, EOFError, ValueError, KeyError, UserError) as error:
                 # A writer may have replaced it meanwhile, and cleared away what it named.
                 if _read(folder) == before:
                     raise UserError(f"{folder}: a damaged index: {error}; delete it and make it anew") from None
         raise UserError(f"{folder}: is being changed too fast to be read; try again")
+
+    @property
+    def current(self) -> bool:
+        """Whether nobody has changed the index since it was opened."""
+        return self._stamp == _stamp(self.folder)
 
     @property
     def rows(self) -> dict[str, tuple[str, int]]:
@@ -147,7 +156,7 @@ class Store:
 
     def write(self, documents: Mapping[str, str], vectors: np.ndarray) -> Part:
         """A part that nothing names yet."""
-        return Part.write(self.folder / "parts" / uuid4().hex[:12], documents, vectors)
+        return Part.write(self.folder / "parts" / uuid4().hex[:12], documents, vectors, self.state.vectors)
 
     def commit(self, state: State, *, finished: bool) -> None:
         """Make a state the one that readers see, then clear away what nothing names.
@@ -158,21 +167,32 @@ class Store:
         if finished:
             (self.folder / "building.json").unlink(missing_ok=True)
         self.state = state
-        for kind, kept in (("parts", {*state.parts, *self._waiting()}), ("bm25", {state.bm25})):
+        kept: dict[str, set[str | None]] = {"bm25": {state.bm25}, "faiss": {state.faiss}}
+        kept["parts"] = {*state.parts, *self._waiting()}
+        for kind, names in kept.items():
             for path in (self.folder / kind).glob("*"):
                 # A reader that has opened a file keeps it until it closes it.
-                if path.name not in kept:
+                if path.name not in names:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _open(self, name: str) -> Part:
-        return Part(self.folder / "parts" / name)
+        return Part(self.folder / "parts" / name, self.state.vectors)
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """Another one after every change: the file is replaced, never written to."""
+    try:
+        found = (folder / "index.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _read(folder: Path) -> State:
     if not (folder / "index.json").exists():
         raise UserError(f"{folder}: no index here; make one with `unimoer index`")
     content = read_json(folder / "index.json")
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    if not isinstance(content, dict) or content.pop("format", None) not in READABLE:
         raise UserError(f"{folder}: an index of another version; make it anew")
     try:
         return State(**content)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -17,10 +18,10 @@ import tiny
 from unimoer import UniMoER
 from unimoer.errors import UserError
 from unimoer.evaluation.fusion import combine, fuse
+from unimoer.library.identity import identity
 from unimoer.model.checkpoint import save_model
-from unimoer.search import Hits, SearchIndex, changes
-from unimoer.search.identity import identity
-from unimoer.search.index import WORDS
+from unimoer.search import Hits, SearchIndex, changes, neighbours
+from unimoer.search.snapshot import WORDS
 
 TEXTS = {key: document.content for key, document in tiny.dataset("kitchen").corpus.items()}
 QUERY = "find my red kettle"
@@ -38,8 +39,8 @@ def model(checkpoint: Path) -> UniMoER:
     return UniMoER.load(checkpoint, device="cpu")
 
 
-def made(folder: Path, checkpoint: Path, texts: Any = TEXTS) -> SearchIndex:
-    found = SearchIndex.create(folder, checkpoint, device="cpu")
+def made(folder: Path, checkpoint: Path, texts: Any = TEXTS, **kinds: Any) -> SearchIndex:
+    found = SearchIndex.create(folder, checkpoint, device="cpu", **kinds)
     found.add(texts)
     return found
 
@@ -182,14 +183,21 @@ def killed(work: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("moment", "vectors", "ann"),
+    [*((moment, "float16", "exact") for moment in range(1, 6)), *((moment, "int8", "ivf") for moment in range(2, 8))],
+)
 def test_a_kill_leaves_the_last_complete_state(
-    moment: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int, vectors: Any, ann: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second and third part, while BM25 is built, just before the new state counts, and just after."""
+    """In the second and third part, while BM25 is built, just before the new state counts, and just after.
+
+    Then while FAISS's file is written, and between that and the others beside it.
+    """
     monkeypatch.setattr(changes, "PART", 10)
     folder = tmp_path / "index"
-    made(folder, checkpoint, {"a": "red kettle", "d0": "An older text."})
+    kinds = {"vectors": vectors, "ann": ann}
+    made(folder, checkpoint, {"a": "red kettle", "d0": "An older text."}, **kinds)
 
     def add() -> None:
         found = SearchIndex.open(folder, device="cpu")
@@ -216,6 +224,10 @@ def test_a_kill_leaves_the_last_complete_state(
             monkeypatch.setattr(
                 Path, "unlink", lambda path, **_: die() if path.name == "building.json" else unlink(path, **_)
             )
+        if moment == 6:
+            monkeypatch.setattr(faiss, "write_index", lambda _, path: die(Path(path).write_bytes(b"half of it")))
+        if moment == 7:
+            monkeypatch.setattr(neighbours, "sync_files", die)
         found.add(TEXTS)
 
     assert killed(add)
@@ -238,11 +250,12 @@ def test_a_kill_leaves_the_last_complete_state(
     monkeypatch.setattr(after.model, "encode", watched)
     assert after.add(TEXTS) == counts(added=29, replaced=1)
     assert embedded == 30 - 10 * waiting
-    whole = made(tmp_path / "whole", checkpoint, {"a": "red kettle", **TEXTS})
+    whole = made(tmp_path / "whole", checkpoint, {"a": "red kettle", **TEXTS}, **kinds)
     same(after.search(QUERY, 31), whole.search(QUERY, 31))
     # Nothing of the killed call is left over.
     assert {path.name for path in (folder / "parts").iterdir()} == set(after._store.state.parts)
     assert not (folder / "building.json").exists() and len(list((folder / "bm25").iterdir())) == 1
+    assert [path.name for path in folder.glob("faiss/*")] == ([] if ann == "exact" else [after._store.state.faiss])
 
 
 def test_what_another_call_had_begun_is_not_added(checkpoint: Path, tmp_path: Path) -> None:
@@ -394,6 +407,39 @@ def test_equal_scores_stand_by_id(checkpoint: Path, tmp_path: Path) -> None:
         assert ids(found, "the same", k=3, retrieve=how) == ["d00", "d01", "d02"]
 
 
+@pytest.mark.parametrize("vectors", ["float16", "int8"])
+@pytest.mark.parametrize("ann", ["exact", "ivf", "hnsw"])
+def test_an_index_of_any_kind_finds_the_same(vectors: Any, ann: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """The corpus is so small that FAISS looks at all of it; empty texts have no vector."""
+    texts = {**TEXTS, "empty": "", "blank": " "}
+    plain = made(tmp_path / "plain", checkpoint, texts)
+    found = made(tmp_path / "index", checkpoint, texts, vectors=vectors, ann=ann)
+    assert found.kind == f"{vectors} vectors, {'exact' if ann == 'exact' else f'FAISS {ann.upper()}'} search"
+    for index in (found, SearchIndex.open(tmp_path / "index", device="cpu")):
+        expected = {hit.id: hit.retrieval for hit in plain.search(QUERY, 40, retrieve="dense").hits}
+        for exact in (False, True):
+            hits = index.search(QUERY, 40, retrieve="dense", exact=exact).hits
+            assert {hit.id: hit.retrieval for hit in hits} == pytest.approx(expected, abs=0.01)
+        assert {hit.id for hit in index.search(QUERY, 5).hits} == {hit.id for hit in plain.search(QUERY, 5).hits}
+    assert found.delete(["d1", "empty"]) == 2 and found.add({"d2": "A purple elephant."}) == counts(replaced=1)
+    assert len(ids(found, k=40, retrieve="dense")) == 30 and "d1" not in ids(found, k=40)
+    assert ids(found, "purple elephant", k=1, retrieve="bm25") == ["d2"]
+
+
+def test_how_it_is_searched_may_change_and_what_it_keeps_may_not(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, checkpoint, vectors="int8")
+    for ann, how in (("hnsw", "FAISS HNSW"), ("exact", "exact"), ("ivf", "FAISS IVF"), (None, "FAISS IVF")):
+        found = SearchIndex.create(folder, checkpoint, ann=ann, device="cpu")  # type: ignore[arg-type]
+        assert found.kind == f"int8 vectors, {how} search" and len(found) == 30
+    with pytest.raises(UserError, match="keeps its vectors as int8; make another index"):
+        SearchIndex.create(folder, checkpoint, vectors="float16", device="cpu")
+    with pytest.raises(ValueError, match="vectors: 'int4'; did you mean 'int8'"):
+        SearchIndex.create(folder, checkpoint, vectors="int4", device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ann: 'flat'; choose from auto, exact, hnsw, ivf"):
+        SearchIndex.create(folder, checkpoint, ann="flat", device="cpu")  # type: ignore[arg-type]
+
+
 def test_settings_that_no_vector_depends_on_do_not_count(base: Path, tmp_path: Path) -> None:
     save_model(tiny.build(base, noise=0.3), tmp_path / "one")
     one = UniMoER.load(tmp_path / "one", device="cpu")
@@ -414,12 +460,14 @@ def test_settings_that_no_vector_depends_on_do_not_count(base: Path, tmp_path: P
         lambda folder: next(folder.glob("parts/*/vectors.npy")).write_bytes(b"x"),
         lambda folder: next(folder.glob("parts/*/vectors.npy")).write_bytes(b""),
         lambda folder: next(folder.glob("parts/*/ids.json")).unlink(),
+        lambda folder: next(folder.glob("parts/*/scales.npy")).unlink(),
         lambda folder: shutil.rmtree(next(folder.glob("bm25/*"))),
+        lambda folder: shutil.rmtree(next(folder.glob("faiss/*"))),
     ],
 )
 def test_a_damaged_index_is_one_line(break_it: Callable[[Path], Any], checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "index"
-    made(folder, checkpoint, {"a": "red"})
+    made(folder, checkpoint, {"a": "red"}, vectors="int8", ann="ivf")
     break_it(folder)
     with pytest.raises(UserError) as caught:
         SearchIndex.open(folder, model=checkpoint, device="cpu")
