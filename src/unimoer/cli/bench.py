@@ -75,16 +75,47 @@ def encode(
     )
 
 
+@app.command("rerank")
+def rerank(
+    base: Base = "embedded:smollm2-135m",
+    layers: Layers = 12,
+    rank: Rank = 8,
+    domain: Annotated[str, typer.Option(help="An embedded domain: hpo is short, attack long.")] = "hpo",
+    documents: Annotated[int, typer.Option(min=2, help="Documents of the query.")] = 50,
+    pairs: Pairs = 7,
+    device: Device = "auto",
+) -> None:
+    """Documents per second of one query, computed once for all, against whole prompts in transformers."""
+    from unimoer.benchmarks.rerank import bench_rerank
+    from unimoer.model.backbone import resolve_device
+
+    bench_rerank(
+        Console(),
+        resolve_device(device),
+        base=base,
+        layers=layers,
+        rank=rank,
+        domain=domain,
+        documents=documents,
+        pairs=pairs,
+    )
+
+
 @app.command("memory")
 def memory(
     base: Base = "embedded:smollm2-135m",
     rows: Annotated[int, typer.Option(min=1, help="Texts a batch.")] = 16,
     length: Annotated[int, typer.Option(min=4, help="Tokens a text.")] = 64,
     pairs: Pairs = 5,
+    serving: Annotated[str | None, typer.Option(help="Servers instead: this model's, one against two.")] = None,
 ) -> None:
     """Memory of one model with three routed experts against two separate models."""
     from unimoer.benchmarks.memory import bench_memory
+    from unimoer.benchmarks.serving_memory import bench_serving_memory
 
+    if serving is not None:
+        bench_serving_memory(Console(), model=serving, pairs=pairs)
+        return
     bench_memory(Console(), base=base, rows=rows, length=length, pairs=pairs)
 
 
@@ -101,3 +132,18 @@ def scale(
     from unimoer.benchmarks.scale import bench_scale
 
     bench_scale(Console(), passages=passages, queries=queries, encode=encode, base=base, layers=layers, folder=folder)
+
+
+@app.command("serve")
+def serve(
+    model: Annotated[str, typer.Argument(help="A released model, a run, or a saved folder.")] = "smollm2-135m-search",
+    clients: Annotated[int, typer.Option(min=1, help="Clients at a time.")] = 16,
+    requests: Annotated[int, typer.Option(min=16, help="Requests of each kind in each turn.")] = 96,
+    pairs: Pairs = 5,
+    minutes: Annotated[float, typer.Option(min=0, help="Of mixed load at the end, every answer checked.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Texts per second of the server on loopback against the library's, and its latencies."""
+    from unimoer.benchmarks.serve import bench_serve
+
+    bench_serve(Console(), model=model, device=device, clients=clients, requests=requests, pairs=pairs, minutes=minutes)
