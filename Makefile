@@ -18,7 +18,7 @@ VERSION := import sys; print("%d.%d.%d" % sys.version_info[:3])
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup quick model test lint bench help clean
+.PHONY: setup quick model serve-demo test lint bench help clean
 
 setup: $(INSTALLED) ## Make .venv, install with pinned versions, fetch and verify the embedded model and data
 	@$(BIN)/unimoer data fetch
@@ -31,6 +31,10 @@ model: setup ## Train a model for both stages from the embedded data (an hour on
 	@test -d runs/pretrain-merged || $(BIN)/unimoer export runs/pretrain --format merged --task embedding --output runs/pretrain-merged
 	@$(BIN)/unimoer train pretrained --set 'arms=[joint_single]' --output runs/both
 	@test -d runs/model || $(BIN)/unimoer export runs/both --format portable --onto runs/pretrain --output runs/model
+
+serve-demo: setup ## Index an embedded domain and serve it with the released model: a page, embeddings, reranking, search
+	@test -f runs/demo-index/index.json || $(BIN)/unimoer index runs/demo-index embedded:cwe
+	@$(BIN)/unimoer serve --index runs/demo-index $(ARGS)
 
 test: setup ## Run the whole test suite; narrow it with ARGS="tests/unit -k NAME"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
@@ -47,9 +51,13 @@ bench: setup ## Measure speed and memory against PEFT, sentence-transformers, a 
 	@$(BIN)/unimoer bench encode
 	@$(BIN)/unimoer bench encode --arms
 	@$(BIN)/unimoer bench memory
+	@$(BIN)/unimoer bench memory --serving smollm2-135m-search
+	@$(BIN)/unimoer bench rerank
+	@$(BIN)/unimoer bench rerank --domain attack
+	@$(BIN)/unimoer bench serve
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 clean: ## Remove caches and build output; .venv and your runs stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

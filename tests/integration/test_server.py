@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import signal
 import threading
 import time
@@ -178,3 +179,12 @@ def test_mistakes_are_one_line(
             main(["serve", *options])
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.startswith("unimoer: ") and words in said and said.count("\n") == 1
+
+
+def test_the_code_of_the_page_runs(checkpoint: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3 and all("smollm2-135m-search" in block for block in blocks)
+    with server(checkpoint, tmp_path / "log", "--name", "smollm2-135m-search") as found:
+        for block in blocks:
+            exec(block, {"url": found.url})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import statistics
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +29,7 @@ def bench_serving_memory(console: Console, *, model: str, pairs: int) -> dict[st
         servers = [Server(model, "cpu") for _ in systems]
         for server, parts in zip(servers, systems, strict=True):
             for asks in parts:
-                drive(server.port, asks, 4, lambda number, count=len(asks): number >= count)
+                drive(server.port, asks, 4, partial(operator.le, len(asks)))
         found = [server.memory for server in servers]
         for server in servers:
             server.stop()
