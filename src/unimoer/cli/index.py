@@ -42,14 +42,11 @@ def index(
     ] = False,
     vectors: Annotated[
         Numbers | None,
-        typer.Option(help="What vectors are kept as: int8 takes half the space [default: float16 in a new index]."),
+        typer.Option(help="What a new index keeps its vectors as: float16, or int8 in half the space."),
     ] = None,
     ann: Annotated[
         Ann | None,
-        typer.Option(
-            help="Search all vectors (exact), or near ones by FAISS (ivf, hnsw); auto: by size. May be changed later "
-            "[default: auto in a new index]."
-        ),
+        typer.Option(help="Search all vectors (exact), near ones by FAISS (ivf, hnsw), or by their number (auto)."),
     ] = None,
     delete: Annotated[list[str] | None, typer.Option(help="Take this document out. Repeatable.")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Take out what the sources do not have.")] = False,

@@ -30,7 +30,7 @@ def checkpoint(base: Path, tmp_path: Path) -> Path:
 
 def test_from_files_to_hits_and_back(call: Call, checkpoint: Path, data: dict[str, Path], tmp_path: Path) -> None:
     code, out, _ = call("index", "mine", data["kitchen"], "--model", "model")
-    assert (code, out.splitlines()[-1]) == (0, "30 added; 30 documents in mine")
+    assert (code, out.splitlines()[-1]) == (0, "30 added; 30 documents in mine (float16 vectors, exact search)")
     (tmp_path / "more.jsonl").write_text('{"id": "x", "text": "A purple elephant [bold]."}\n')
     assert "1 added; 31 documents in mine" in call("index", "mine", "more.jsonl")[1]
     assert "31 unchanged; 31 documents in mine" in call("index", "mine", data["kitchen"], "more.jsonl")[1]
@@ -44,6 +44,21 @@ def test_from_files_to_hits_and_back(call: Call, checkpoint: Path, data: dict[st
     assert "1 deleted; 30 documents in mine" in call("index", "mine", "--delete", "x", "--delete", "unknown")[1]
     assert "1 added, 30 deleted; 1 documents in mine" in call("index", "mine", "more.jsonl", "--sync")[1]
     assert "nothing found" in call("search", "mine", "kettle", "--retrieve", "bm25")[1]
+
+
+def test_smaller_vectors_and_a_faster_search(
+    call: Call, checkpoint: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    out = call("index", "mine", data["kitchen"], "--model", "model", "--vectors", "int8", "--ann", "ivf")[1]
+    assert out.splitlines()[-1] == "30 added; 30 documents in mine (int8 vectors, FAISS IVF search)"
+    plain, exact = (call("search", "mine", "red kettle", "--json", *options)[1] for options in ((), ("--exact",)))
+    assert [hit["id"] for hit in json.loads(plain)["hits"]] == [hit["id"] for hit in json.loads(exact)["hits"]]
+    out = call("index", "mine", "--ann", "exact")[1]
+    assert "nothing changed; 30 documents in mine (int8 vectors, exact search)" in out
+    assert (
+        "keeps its vectors as int8; make another index"
+        in call("index", "mine", "--vectors", "float16", "--ann", "auto")[2]
+    )
 
 
 def test_queries_come_by_line_and_leave_as_json(
@@ -65,6 +80,7 @@ def test_queries_come_by_line_and_leave_as_json(
         (("index", "mine"), "nothing to do: name documents to add, or --delete some"),
         (("index", "mine", "--sync", "--delete", "a"), "--sync: goes with documents to add"),
         (("index", "mine", "--delete", "a"), "mine: no index here to delete from"),
+        (("index", "mine", "--ann", "ivf"), "mine: no index here to change"),
         (("index", "mine", "nothing"), "nothing: no such file or folder"),
         (("index", "mine", "more.jsonl", "--model", "nobody"), "nobody: no such folder, and no released model"),
         (("search", "mine", "x"), "mine: no index here; make one with `unimoer index`"),

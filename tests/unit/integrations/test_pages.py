@@ -27,7 +27,7 @@ def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> UniMoER:
 
 
 def test_every_block_is_run() -> None:
-    assert set(BLOCKS) == {"LangChain", "LlamaIndex", "MTEB", "sentence-transformers"}
+    assert set(BLOCKS) == {"LangChain", "LlamaIndex", "MTEB", "Qdrant", "sentence-transformers"}
     assert PAGE.count("```python") == len(BLOCKS)
 
 
