@@ -20,8 +20,18 @@ from unimoer.config import ALL_PROJECTIONS, AdapterConfig
 from unimoer.errors import UserError, did_you_mean
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.listwise import Marks
-from unimoer.model.ops import MASKED, AttentionForm, attention, attention_form, rms_norm, split_heads, swiglu
+from unimoer.model.ops import (
+    MASKED,
+    attend,
+    attention,
+    attention_form,
+    rms_norm,
+    rotate_heads,
+    split_heads,
+    swiglu,
+)
 from unimoer.model.packing import Packing
+from unimoer.model.places import Places
 from unimoer.model.prefix import Prefix
 from unimoer.model.routers import RouterFactory
 from unimoer.model.routing import Routing, RoutingContext, RoutingTrace
@@ -96,15 +106,11 @@ class FusedLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        form: AttentionForm,
+        places: Places,
         context: RoutingContext | None,
-        packing: Packing | None,
-        prefix: Prefix | None = None,
     ) -> tuple[Tensor, Decisions]:
-        """`x [B, T, d]`, or `[1, N, d]` with a `packing`; attention and routers see `[B, T]` either way."""
+        """`x [B, T, d]`, or `[1, N, d]` if it is packed; attention and routers see `[B, T]` either way."""
+        packing = places.packing
         decisions: Decisions = {}
         # As the products read them: by packed token.
         used: Decisions = {}
@@ -127,15 +133,34 @@ class FusedLayer(nn.Module):
         qkv = project("qkv", rms_norm(x, self.attention_norm, self.eps), read=x)
         if self.q_norm is not None and self.k_norm is not None:
             qkv = self._normalise_heads(qkv, self.q_norm, self.k_norm)
-        if packing is not None:
-            qkv = packing.unpack(qkv)
-        query, key, value = split_heads(qkv, cos, sin, self.heads, self.kv_heads)
-        if prefix is not None:
-            key, value = prefix.attend(self.index, key, value)
-        mixed = attention(query, key, value, mask, self.scale, form)
-        x = project("o", mixed if packing is None else packing.pack(mixed), x)
+        # In training, what is computed without gradients is compared with what has them, to the last bit.
+        mix = self._mix if self.training or torch.is_grad_enabled() else self._mix_for_inference
+        x = project("o", mix(qkv, places), x)
         hidden = swiglu(project("gate_up", rms_norm(x, self.mlp_norm, self.eps), read=x))
         return project("down", hidden, x), decisions
+
+    def _mix(self, qkv: Tensor, places: Places) -> Tensor:
+        """Attention over stacked projections, packed as they are."""
+        if places.packing is not None:
+            qkv = places.packing.unpack(qkv)
+        query, key, value = split_heads(qkv, places.cos, places.sin, self.heads, self.kv_heads)
+        mixed = attention(query, key, value, places.mask, self.scale, places.form)
+        return mixed if places.packing is None else places.packing.pack(mixed)
+
+    def _mix_for_inference(self, qkv: Tensor, places: Places) -> Tensor:
+        """The same without gradients, in fewer passes over memory; behind a prefix if there is one."""
+        packing, turned = places.packing, self.heads + self.kv_heads
+        rotated = rotate_heads(qkv, *places.packed, turned, self.head_dim).flatten(2)
+        values = qkv[:, :, turned * self.head_dim :]
+        if packing is not None:
+            rotated, values = packing.unpack(rotated), packing.unpack(values)
+        both = rotated.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key = both[:, : self.heads], both[:, self.heads :]
+        value = values.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        if places.prefix is not None:
+            key, value = places.prefix.attend(self.index, key, value)
+        mixed = attend(query, key, value, places.low_mask, self.scale, places.form).transpose(1, 2).flatten(2)
+        return mixed if packing is None else packing.pack(mixed)
 
     def _normalise_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Qwen3 normalises every query and key head before the rotation."""
@@ -209,11 +234,12 @@ class FusedDecoder(nn.Module):
             trace.context = context
         if packing is not None:
             x = packing.pack(x)
+        at = Places(cos, sin, mask, form, packing, prefix)
         for index, layer in enumerate(self.layers):
             if self.checkpointing and torch.is_grad_enabled():
-                x, decisions = checkpoint(layer, x, cos, sin, mask, form, context, packing, use_reentrant=False)
+                x, decisions = checkpoint(layer, x, at, context, use_reentrant=False)
             else:
-                x, decisions = layer(x, cos, sin, mask, form, context, packing, prefix)
+                x, decisions = layer(x, at, context)
             routers: Any = layer.routers
             # Outside of the layer: a checkpointed one runs twice.
             for name, decision in decisions.items():

@@ -194,11 +194,16 @@ def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, form: AttentionForm
 ) -> Tensor:
     """PyTorch's kernels: `[B, KV, G, T, D]` and `[B, KV, S, D]` twice -> the shape of `query`."""
-    group = query.shape[2]
+    return attend(query.flatten(1, 2), key, value, mask, scale, form).view(query.shape)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, form: AttentionForm) -> Tensor:
+    """PyTorch's kernels: `[B, H, T, D]` and `[B, KV, S, D]` twice, of any strides, -> `[B, H, T, D]`."""
+    group = query.shape[1] // key.shape[1]
     if group > 1 and not form.shared:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    flat = F.scaled_dot_product_attention(
-        query.flatten(1, 2),
+    return F.scaled_dot_product_attention(
+        query,
         key,
         value,
         attn_mask=None if mask is None else mask.to(query.dtype),
@@ -206,7 +211,17 @@ def fused_attention(
         scale=scale,
         enable_gqa=group > 1 and form.shared,
     )
-    return flat.view(query.shape)
+
+
+def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor, turned: int, head_dim: int) -> Tensor:
+    """Queries and keys of stacked projections `[B, T, (H + 2 KV) * D]`, rotated: `[B, T, turned, D]`; no gradient.
+
+    `cos`, `sin` `[B, T, 1, D/2]`. The layout stays that of the product: the kernels take heads of any stride.
+    """
+    source = qkv.unflatten(-1, (-1, head_dim))[:, :, :turned]
+    out = torch.empty(source.shape, dtype=qkv.dtype, device=qkv.device)
+    _rotate(source, cos, sin, out, 1)
+    return out
 
 
 MASKED = AttentionForm(masked=True, causal=False, shared=True)
