@@ -14,6 +14,7 @@ from torch import Tensor
 import tiny
 from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.experts import grow_expert, remove_expert
+from unimoer.model.routing import Routing
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
 
@@ -60,11 +61,32 @@ def test_served_is_as_trained(arm: str, family: str, bases: Bases) -> None:
 def test_nothing_is_stored_twice(base: Path) -> None:
     model = tiny.build(base, adapter={"rank": 6, **ARMS["sequence"]}, noise=0.1, dtype="bfloat16").for_inference()
     for adapter in experts_of(model):
-        for factors in (adapter.a, adapter.b):
-            assert len({factor.untyped_storage().data_ptr() for factor in factors.values()}) == 1
-            used = sum(factor.nbytes for factor in factors.values())
-            assert next(iter(factors.values())).untyped_storage().nbytes() == used
-            assert all(factor.dtype == torch.bfloat16 and not factor.requires_grad for factor in factors.values())
+        factors = [*adapter.a.values(), *adapter.b.values(), adapter.weight]
+        storages = {factor.untyped_storage().data_ptr(): factor.untyped_storage() for factor in factors}
+        assert sum(storage.nbytes() for storage in storages.values()) == sum(factor.nbytes for factor in factors)
+        assert all(factor.dtype == torch.bfloat16 and not factor.requires_grad for factor in factors)
+
+
+@pytest.mark.parametrize("arm", ["hard", "hard_shared"])
+def test_where_the_task_decides_embedding_is_merged(base: Path, arm: str) -> None:
+    """It costs no product more than one LoRA; the other task takes it back and adds its own."""
+    model = tiny.build(base, adapter={"rank": 6, **ARMS[arm]}, noise=0.2)
+    plain = experts_of(tiny.build(base))[0].weight
+    module = experts_of(model.for_inference())[0]
+    assert not torch.equal(module.weight, plain)
+    x = torch.randn(1, 3, module.weight.shape[1])
+    expected = torch.nn.functional.linear(x, module.weight, module.bias)
+    names = ("embedding",) if arm == "hard" else ("embedding", "shared")
+    assert torch.equal(module(x, Routing(names)), expected)
+    for others in (("reranking",), ("reranking", "shared"), ()):
+        found = [module.lora("q_proj", name) for name in others if name in module.ranks]
+        there = sum((b @ a * scale for a, b, scale in found), torch.zeros(1))
+        rows = module.rows("q_proj")
+        bias = 0 if module.bias is None else module.bias[rows]
+        wanted = x @ (plain[rows] + there).t() + bias
+        assert tiny.relative(module(x, Routing(others))[..., rows], wanted) < 1e-5
+    with pytest.raises(ValueError, match="merged for inference"):
+        module.remove("embedding")
 
 
 def test_a_rank_that_is_not_active_stays_out(base: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimoer.config import AdapterConfig
-from unimoer.model.ops import Block, Layout, lora_linear, weigh
+from unimoer.model.ops import Block, Layout, lora_linear
 from unimoer.model.routing import Routing
+from unimoer.model.served import Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class MoELoRALinear(nn.Module):
             self.b[name] = nn.Parameter(torch.zeros(target_rows, rank, device=self.weight.device))
         self.active = dict(ranks) if self.targets else {}
         self._plans: dict[tuple[str, ...], _Plan] = {}
-        self._served: tuple[Tensor, Tensor] | None = None
+        self._served: Served | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -85,6 +86,9 @@ class MoELoRALinear(nn.Module):
     def forward(self, x: Tensor, routing: Routing | None = None, residual: Tensor | None = None) -> Tensor:
         """`x [..., d_in] -> [..., sum d_out]`; without `routing` all experts are added up; `residual` is added too."""
         experts = tuple(self.a) if routing is None else tuple(name for name in routing.experts if name in self.a)
+        weighed = routing is not None and routing.weights is not None
+        if self._served is not None and not weighed:
+            return self._served.add_up(x, experts, residual)
         if not experts:
             y = F.linear(x, self.weight, self.bias)
             return y if residual is None else y + residual
@@ -93,8 +97,8 @@ class MoELoRALinear(nn.Module):
         if routing is not None and routing.weights is not None:
             # A product, not an index: its backward is one too, and needs no scattered sum.
             weights = routing.weights @ plan.spread
-        if self._served is not None and (weights is None or experts == tuple(self.a)):
-            return self._serve(x, experts, weights, residual)
+        if self._served is not None and weights is not None and experts == tuple(self.a):
+            return self._served.weighed(x, weights, residual)
         return lora_linear(
             x,
             self.weight,
@@ -161,67 +165,46 @@ class MoELoRALinear(nn.Module):
         """
         if len(self.a) > 1:
             raise ValueError(f"{len(self.a)} experts cannot be merged into one matrix")
-        for expert, active in list(self.active.items()):
-            for name in self.targets:
-                a, b, scale = self.lora(name, expert)
-                rows = self.weight[self.rows(name)]
-                rows.copy_(torch.addmm(rows.float(), b[:, :active].float(), a[:active].float(), alpha=scale))
+        for expert in list(self.active):
+            self.fold(expert)
             self.remove(expert)
 
     @torch.no_grad()
-    def stack(self) -> None:
-        """Lay the experts side by side in the base's precision, for inference: what is trained as many is read as one.
+    def fold(self, expert: str) -> None:
+        """Add an expert's update to the frozen weights, rounded to their precision; the expert stays."""
+        active = self.active[expert]
+        for name in self.targets:
+            a, b, scale = self.lora(name, expert)
+            rows = self.weight[self.rows(name)]
+            rows.copy_(torch.addmm(rows.float(), b[:, :active].float(), a[:active].float(), alpha=scale))
 
-        `a` and `b` become views of two matrices, so nothing is stored twice and nothing is stacked while serving.
+    @torch.no_grad()
+    def stack(self, merged: Sequence[str] = ()) -> None:
+        """Lay the experts side by side in the base's precision, for inference, and fold those that are `merged`.
+
+        Weights, `a` and `b` become views: nothing is stored twice, and nothing is stacked while serving.
         """
         if not self.a:
             return
-        dtype = self.weight.dtype
         for expert, active in self.active.items():
-            self.b[expert][:, active:] = 0
-        a = torch.cat(list(self.a.values())).to(dtype)
-        b = torch.cat(list(self.b.values()), dim=1).to(dtype)
-        rows, columns = ([len(a) for a in self.a.values()], [b.shape[1] for b in self.b.values()])
-        for expert, own_a, own_b in zip(list(self.a), a.split(rows), b.split(columns, dim=1), strict=True):
-            self.a[expert] = nn.Parameter(own_a, requires_grad=False)
-            self.b[expert] = nn.Parameter(own_b, requires_grad=False)
-        self._served = a, b
-
-    def _serve(self, x: Tensor, experts: tuple[str, ...], weights: Tensor | None, residual: Tensor | None) -> Tensor:
-        """`forward` on stacked experts: one product for A, and one for B by projection, which needs no padding."""
-        assert self._served is not None
-        flat = x.flatten(0, -2)
-        if residual is None:
-            y = F.linear(flat, self.weight, self.bias)
-        else:
-            y = torch.addmm(residual.flatten(0, -2), flat, self.weight.t())
-            if self.bias is not None:
-                y.add_(self.bias)
-        if weights is None:
-            # Whole experts, added up: each is a view, whichever of them are asked for.
-            parts = [(flat @ self.a[name].t(), self.b[name]) for name in experts]
-        else:
-            hidden = weigh(flat @ self._served[0].t(), weights)
-            if len(self.targets) > 1:
-                hidden = hidden.index_select(1, self._plan(experts).by_projection)
-            parts = [(hidden, self._served[1])]
-        for hidden, b in parts:
-            start, rank = 0, b.shape[1]
-            for place, name in enumerate(self.targets):
-                rows = self.rows(name)
-                stop = start + rows.stop - rows.start
-                ranks = hidden[:, place * rank : (place + 1) * rank]
-                y[:, rows].addmm_(ranks, b[start:stop].t(), alpha=self.scale)
-                start = stop
-        return y.view(*x.shape[:-1], len(self.weight))
+            self.b[expert].data[:, active:] = 0
+        self._served = Served(self, merged, self._plan(tuple(self.a)).by_projection)
 
     def remove(self, expert: str) -> None:
-        """Take an expert out for good; what it added to the output is gone."""
+        """Take an expert out for good; what it added to the output is gone.
+
+        Raises:
+            ValueError: it is merged into the weights.
+        """
+        if self._served is not None and self._served.merged:
+            raise ValueError("experts are merged for inference; none can be removed any more")
         del self.a[expert], self.b[expert], self.active[expert]
         self._plans.clear()
         if self._served is not None:
             self._served = None
             self.stack()
+            # The gain is for the caller to change next.
+            self._plans.clear()
 
     def set_active(self, expert: str, ranks: int) -> None:
         """Use only the first `ranks` ranks of an expert (after DR-LoRA, arXiv 2601.04823).

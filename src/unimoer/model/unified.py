@@ -207,11 +207,16 @@ class UnifiedModel(nn.Module):
     def for_inference(self) -> UnifiedModel:
         """Give up training for memory and speed: one LoRA is merged, experts are kept in the base's precision.
 
-        Outputs differ by that rounding, so a study evaluates without it. Returns the model itself.
+        Where the task alone decides about experts, those of embedding are merged: its requests come one by one, and
+        wait for it. Outputs differ by that rounding, so a study evaluates without it. Returns the model itself.
         """
+        router = self.config.adapter.router
+        merged: tuple[str, ...] = ()
+        if router is not None and router.mergeable and router.told_task:
+            merged = tuple(name for name in router.named_experts if name != Task.RERANKING)
         for adapter in self.adapters().values():
             if self.config.adapter.is_routed:
-                adapter.stack()
+                adapter.stack(merged)
             else:
                 adapter.merge()
         return self.eval()
