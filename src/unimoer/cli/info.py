@@ -70,5 +70,8 @@ def _run(folder: Path) -> dict[str, Any]:
         "trainable parameters": f"{sum(p.numel() for p in model.trainable().values()):,}",
         "embedding": f"{settings.embedding.pooling} pooling",
         "reranking": f"{settings.reranking.head} head, {settings.reranking.pooling} pooling",
+        "a query's documents": f"with the query each: {model.reads_apart}"
+        if model.reads_apart
+        else "behind the query, which is computed once for all",
         "golden outputs": "verified",
     }

@@ -7,6 +7,7 @@ and the other task adds the difference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ from unimoer.model.ops import weigh
 
 if TYPE_CHECKING:
     from unimoer.model.adapter import MoELoRALinear
+
+
+FEW = 64
+"""Tokens up to which the price of a product is that of its call."""
 
 
 class Served:
@@ -35,6 +40,13 @@ class Served:
         self.rows = rows
         self.targets = [module.rows(name) for name in module.targets]
         self.by_projection = by_projection if len(self.targets) > 1 else None
+        widths = [where.stop - where.start for where in self.targets]
+        block = math.gcd(*widths)
+        self.blocks: Tensor | None = None
+        """The projection of each block of as many outputs, if there are several and none is left out."""
+        if len(widths) > 1 and sum(widths) == rows:
+            owners = [place for place, width in enumerate(widths) for _ in range(width // block)]
+            self.blocks = torch.tensor(owners, device=module.weight.device)
         for name in self.merged:
             module.fold(name)
         sizes = [len(a) for a in module.a.values()]
@@ -84,10 +96,17 @@ class Served:
 
     def _add(self, y: Tensor, hidden: Tensor, b: Tensor, scale: float) -> None:
         """`[N, P*r]` by projection, times each projection's rows of B."""
-        start, rank = 0, b.shape[1]
-        for place, rows in enumerate(self.targets):
-            stop = start + rows.stop - rows.start
-            y[:, rows].addmm_(hidden[:, place * rank : (place + 1) * rank], b[start:stop].t(), alpha=scale)
+        count, rank = len(self.targets), b.shape[1]
+        if self.blocks is not None and len(y) <= FEW:
+            # One call for all projections: each is some blocks of the same width.
+            ranks = hidden.view(-1, count, rank).transpose(0, 1).index_select(0, self.blocks)
+            rows = y.unflatten(1, (len(self.blocks), -1)).transpose(0, 1)
+            rows.baddbmm_(ranks, b.unflatten(0, (len(self.blocks), -1)).transpose(1, 2), alpha=scale)
+            return
+        start = 0
+        for place, where in enumerate(self.targets):
+            stop = start + where.stop - where.start
+            y[:, where].addmm_(hidden[:, place * rank : (place + 1) * rank], b[start:stop].t(), alpha=scale)
             start = stop
 
     def _own(self, name: str) -> slice:

@@ -214,6 +214,9 @@ class UnifiedModel(nn.Module):
         merged: tuple[str, ...] = ()
         if router is not None and router.mergeable and router.told_task:
             merged = tuple(name for name in router.named_experts if name != Task.RERANKING)
+        for module in self.modules():
+            if isinstance(module, Router):
+                module.serve()
         for adapter in self.adapters().values():
             if self.config.adapter.is_routed:
                 adapter.stack(merged)

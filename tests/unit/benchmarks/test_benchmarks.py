@@ -6,16 +6,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
 import tiny
-from unimoer.benchmarks import encode, memory
+from unimoer.benchmarks import encode, memory, rerank
 from unimoer.benchmarks.arms import LoopOverExperts, bench_arms
 from unimoer.benchmarks.encode import bench_encode, bench_encode_arms
 from unimoer.benchmarks.pairs import Ratio, alternate, report
+from unimoer.benchmarks.rerank import bench_rerank
 from unimoer.benchmarks.train import bench_train
 from unimoer.config import AdapterConfig
 from unimoer.config.router import SparsegenConfig
@@ -137,3 +139,21 @@ def test_training_benches_end_in_one_json_line(
 def test_ranks_that_three_experts_cannot_share_are_refused(base: Path) -> None:
     with pytest.raises(UserError, match="--rank 6: three experts share it as 1:1:2, so with --arms it must be a mult"):
         bench_arms(Console(), tiny.CPU, base=str(base), layers=1, rows=4, length=4, rank=6, pairs=5)
+
+
+@pytest.mark.parametrize("domain", ["hpo", "attack"])
+@pytest.mark.assets
+def test_reranking_compares_the_same_scores(domain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench_rerank(
+        Console(file=None, quiet=True), tiny.CPU,
+        base="embedded:smollm2-135m", layers=2, rank=4, domain=domain, documents=6, pairs=1,
+    )  # fmt: skip
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["documents"] == 6 and set(line["ratios"]) > {"query once, hard switch", "query once, routed causally"}
+
+
+def test_scores_that_differ_are_nothing_to_compare() -> None:
+    own = np.arange(8.0)
+    rerank._agree(own, own + 0.01)
+    with pytest.raises(RuntimeError, match="score differently"):
+        rerank._agree(own, own[::-1])

@@ -24,7 +24,8 @@ from unimoer.config import (
 from unimoer.errors import UserError
 from unimoer.types import Task
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (Path(__file__).parents[3] / "configs").glob("*.yaml") if path.stem != "rag")
+"""Of studies."""
 Make = Callable[..., dict[str, Any]]
 
 

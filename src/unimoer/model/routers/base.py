@@ -51,6 +51,9 @@ class Router(nn.Module):
     def after_step(self) -> None:
         """Called once after every optimizer step."""
 
+    def serve(self) -> None:
+        """Prepare for inference: what does not change between texts is worked out once."""
+
     def remove(self, expert: str, kept: Tensor) -> None:
         """Take an expert out for good; `kept` are the places of the weights that stay."""
         self.experts = tuple(name for name in self.experts if name != expert)
@@ -83,6 +86,7 @@ class LearnedRouter(Router):
         self.register_buffer("read_sums", torch.zeros(len(TASKS), 2, width), persistent=False)
         # Logits with a deviation of 0.1: every router starts close to uniform, so that every expert gets a gradient.
         self.weight = nn.Parameter(0.1 * torch.randn(units, width))
+        self._folded: tuple[Tensor, Tensor] | None = None
         self.task_bias = nn.Parameter(torch.zeros(len(TASKS), units)) if config.task_aware else None
         if self.task_bias is not None and config.task_prior > 0:
             self.task_bias.data += config.task_prior * own_experts(experts)
@@ -95,17 +99,54 @@ class LearnedRouter(Router):
     def weigh(self, logits: Tensor, x: Tensor, context: RoutingContext) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Logits `[B, T or 1, U]` -> weights of that shape, and losses of this router, already weighted.
 
-        `x` is what the logits were projected from, for `project`.
+        `x` is what the logits were projected from, for `project`; once served, what `others` make of it.
         """
 
+    def others(self) -> list[nn.Parameter]:
+        """Further weights `[k, d]` that `weigh` maps what was read with."""
+        return []
+
+    @property
+    def counts(self) -> bool:
+        """Whether somebody will ask for losses."""
+        return self.training or torch.is_grad_enabled()
+
+    @torch.no_grad()
+    def serve(self) -> None:
+        """Fold scale and centre into one float32 map of all weights."""
+        weight = torch.cat([self.weight, *self.others()]).float() * self.reading.scale
+        self._folded = weight * weight.shape[1] ** 0.5, weight @ self.reading.centre
+
+    def remove(self, expert: str, kept: Tensor) -> None:
+        super().remove(expert, kept)
+        if self._folded is not None:
+            self.serve()
+
+    def _map(self, folded: tuple[Tensor, Tensor], hidden: Tensor, context: RoutingContext) -> Tensor:
+        """`project` of all weights at once: the map is linear, so it comes before norms, means and the centre."""
+        weight, centre = folded
+        x = hidden.float()
+        y = F.linear(x, weight) / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=TINY)
+        if self.config.granularity == "sequence":
+            y = torch.bmm(context.row, y) / context.count
+        elif self.config.granularity == "causal":
+            y = self._so_far(y, "folded", context)
+        return y - centre
+
     def forward(self, hidden: Tensor, context: RoutingContext) -> Routing:
+        if self._folded is not None and not self.counts:
+            mapped = self._map(self._folded, hidden, context)
+            logits, x = mapped[..., : self.units], mapped[..., self.units :]
+            return self._decide(logits, x, context, None)
         x = self._read(hidden.float(), context)
         moments = self._moments(x.detach(), context) if self.training and torch.is_grad_enabled() else None
         if self.training and self.config.noise_epsilon > 0:
             low, high = 1 - self.config.noise_epsilon, 1 + self.config.noise_epsilon
             # One draw a text: numbers for every token took 5% of a training step.
             x = x * x.new_empty(len(x), 1, x.shape[-1]).uniform_(low, high)
-        logits = self.project(x, self.weight, context)
+        return self._decide(self.project(x, self.weight, context), x, context, moments)
+
+    def _decide(self, logits: Tensor, x: Tensor, context: RoutingContext, moments: Moments | None) -> Routing:
         if self.task_bias is not None:
             logits = logits + self.task_bias[TASKS.index(context.task)]
         if self.config.temperature != 1:
@@ -144,9 +185,13 @@ class LearnedRouter(Router):
         y = F.linear(x, weight * self.reading.scale)
         if self.config.granularity != "causal":
             return y
+        return self._so_far(y, weight, context)
+
+    def _so_far(self, y: Tensor, whose: object, context: RoutingContext) -> Tensor:
+        """The mean over the tokens so far, `[B, T, k]`."""
         running = (y * context.row.transpose(1, 2)).cumsum(1)
         if context.prefix is not None:
-            running = context.prefix.add((self, weight), running)
+            running = context.prefix.add((self, whose), running)
         return running / context.seen
 
     def observe(self, context: RoutingContext, decision: Routing) -> None:

@@ -44,8 +44,10 @@ class HierarchicalRouter(LearnedRouter):
         # The bounds are steps, as in the paper: past them one router alone decides, and the gate learns no more.
         gate = torch.where(gate < config.gate_low, torch.zeros_like(gate), gate)
         gate = torch.where(gate > config.gate_high, torch.ones_like(gate), gate)
-        divergence = clamped_divergence(by_token, context.mask, config.balance_goal, config.certainty_goal)
-        losses = {"divergence": config.divergence_loss_weight * divergence}
+        losses = {}
+        if self.counts:
+            divergence = clamped_divergence(by_token, context.mask, config.balance_goal, config.certainty_goal)
+            losses["divergence"] = config.divergence_loss_weight * divergence
         return torch.lerp(by_token, by_task.expand_as(by_token), gate), losses
 
 

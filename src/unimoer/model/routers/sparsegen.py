@@ -26,7 +26,7 @@ def sparsegen(logits: Tensor, sparsity: Tensor | float) -> Tensor:
         sparsity: lambda < 1, a number or `[..., 1]`.
     """
     # Shifted, which changes nothing: what matters at 1e4 are differences, and those of near numbers are exact.
-    u = logits - logits.max(-1, keepdim=True).values.detach()
+    u = logits - logits.detach().amax(-1, keepdim=True)
     width = 1 - sparsity
     with torch.no_grad():
         ordered = u.sort(-1, descending=True).values
@@ -91,14 +91,18 @@ class SparsegenRouter(LearnedRouter):
         super().__init__(config, experts, units, width)
         self.network = network
 
+    def others(self) -> list[nn.Parameter]:
+        return [] if self.network is None else [self.network.first]
+
     def weigh(self, logits: Tensor, x: Tensor, context: RoutingContext) -> tuple[Tensor, Mapping[str, Tensor]]:
         config = self.config
         if self.network is None:
             assert not isinstance(config.sparsity, str)
             return sparsegen(logits, config.sparsity), {}
-        sparsity = self.network(self.project(x, self.network.first, context))
+        served = self._folded is not None and not self.counts
+        sparsity = self.network(x if served else self.project(x, self.network.first, context))
         losses = {}
-        if config.sparsity_loss_weight > 0:
+        if config.sparsity_loss_weight > 0 and self.counts:
             short = F.relu(sparsity_bound(logits.detach(), config.max_active) - sparsity)
             losses["sparsity"] = config.sparsity_loss_weight * masked_mean(short.squeeze(-1), context.mask)
         return sparsegen(logits, sparsity), losses
