@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SPINS = 10_000
+"""Some tens of microseconds: longer than what lies between the products of a layer."""
 
 
 def favour_speed() -> None:
@@ -21,6 +23,16 @@ def favour_speed() -> None:
     _set(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1)
     # PyTorch reads this once, at its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def share_cores() -> None:
+    """Wait for the other threads of a product by spinning for a short while only; before PyTorch is loaded.
+
+    GNU OpenMP spins for milliseconds by default. On cores that other processes use too, a thread that spins keeps the
+    one that it waits for from running: a query then takes twenty times as long. See docs/benchmarks.md.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def favour_memory() -> None:

@@ -16,7 +16,7 @@ from unimoer.config import AdapterConfig, ModelConfig, PromptConfig, TaskHeadCon
 from unimoer.data.embedded import load_embedded
 from unimoer.errors import UserError
 from unimoer.model.backbone import load_backbone, resolve_dtype
-from unimoer.model.inference import encode
+from unimoer.model.inference import encode, usual_budget
 from unimoer.model.merging import merge, updates
 from unimoer.model.unified import UnifiedModel
 from unimoer.types import Task
@@ -61,7 +61,7 @@ def _queries(texts: int) -> list[str]:
 def _encoder(model: UnifiedModel, sample: Sequence[str], *, one_by_one: bool = False) -> Callable[[], np.ndarray]:
     if one_by_one:
         return lambda: np.concatenate([encode(model, model.prompter.queries([text])) for text in sample])
-    return lambda: encode(model, model.prompter.documents(sample))
+    return lambda: encode(model, model.prompter.documents(sample), batch_tokens=usual_budget(model.device))
 
 
 def _title(sample: Sequence[str], one_by_one: bool, setting: str) -> str:

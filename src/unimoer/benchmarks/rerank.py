@@ -15,7 +15,7 @@ from unimoer.config import AdapterConfig, ModelConfig, TaskHeadConfig
 from unimoer.data.collate import pad
 from unimoer.data.embedded import load_embedded
 from unimoer.model.backbone import load_backbone
-from unimoer.model.inference import length_batches, score
+from unimoer.model.inference import length_batches, score, usual_budget
 from unimoer.model.merging import merge, updates
 from unimoer.model.scoring import score_candidates
 from unimoer.model.unified import UnifiedModel
@@ -106,10 +106,12 @@ def bench_rerank(
     }
 
     def ours(model: UnifiedModel) -> Callable[[], None]:
-        return lambda: _void(score_candidates(model, [query], [listed]))
+        return lambda: _void(score_candidates(model, [query], [listed], batch_tokens=usual_budget(device)))
 
     def whole(model: UnifiedModel) -> Callable[[], None]:
-        return lambda: _void(score(model, model.prompter.pairs([query] * len(listed), listed)))
+        return lambda: _void(
+            score(model, model.prompter.pairs([query] * len(listed), listed), batch_tokens=usual_budget(device))
+        )
 
     _agree(score_candidates(plain, [query], [listed])[0], peer(16))
     contenders = {name: ours(model) for name, model in systems.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,8 @@ class Ask:
 
     def right(self, answer: dict[str, Any]) -> bool:
         if self.path == "/v1/embeddings":
-            found = np.array([one["embedding"] for one in answer["data"]])
+            packed = [base64.b64decode(one["embedding"]) for one in answer["data"]]
+            found = np.stack([np.frombuffer(one, "<f4") for one in packed])
             return found.shape == self.expected.shape and bool(((found * self.expected).sum(1) > 1 - WITHIN).all())
         found = np.full(len(self.expected), np.nan)
         for one in answer["results"]:
@@ -128,7 +132,8 @@ def requests_of(model: UniMoER, kind: str, count: int) -> list[Ask]:
             as_ = "query" if kind == "query" else "document"
             given = [query] if kind == "query" else listed
             expected = model.encode(given, as_)  # type: ignore[arg-type]
-            body = {"input": given, "input_type": as_}
+            # As the openai package asks for them.
+            body = {"input": given, "input_type": as_, "encoding_format": "base64"}
         path = "/v1/rerank" if kind == "rerank" else "/v1/embeddings"
         asks.append(Ask(path, json.dumps(body).encode(), size, expected))
     return asks
@@ -173,15 +178,16 @@ def drive(port: int, asks: Sequence[Ask], clients: int, until: Callable[[int], b
     return load
 
 
-def _library(model: UniMoER, asks: Sequence[Ask]) -> float:
-    """Seconds for the same work by the library, all texts of all requests at its disposal."""
+def _library(model: UniMoER, asks: Sequence[Ask], clients: int) -> float:
+    """Seconds for the same work by the library, as many requests at a time as there are clients."""
     bodies = [json.loads(ask.body) for ask in asks]
     started = time.perf_counter()
-    if asks[0].path == "/v1/rerank":
-        for body in bodies:
-            model.rerank(body["query"], body["documents"])
-    else:
-        model.encode([text for body in bodies for text in body["input"]], bodies[0]["input_type"])
+    for start in range(0, len(bodies), clients):
+        together = bodies[start : start + clients]
+        if asks[0].path == "/v1/rerank":
+            model.score([(body["query"], text) for body in together for text in body["documents"]])
+        else:
+            model.encode([text for body in together for text in body["input"]], bodies[0]["input_type"])
     return time.perf_counter() - started
 
 
@@ -199,13 +205,14 @@ def bench_serve(
     line: dict[str, Any] = {"bench": "serve", "model": model, "clients": clients, "threads": torch.get_num_threads()}
     mixed: list[Ask] = []
     for kind, name in names.items():
-        asks = requests_of(loaded, kind, requests)
+        count = requests if kind == "query" else max(clients, requests // 3)
+        asks = requests_of(loaded, kind, count)
         mixed += asks
-        drive(server.port, asks, clients, lambda number: number >= clients)
+        drive(server.port, asks, clients, partial(operator.le, clients))
         ratios, loads = [], []
         for _ in range(pairs):
-            seconds = _library(loaded, asks)
-            loads.append(drive(server.port, asks, clients, lambda number: number >= requests))
+            seconds = _library(loaded, asks, clients)
+            loads.append(drive(server.port, asks, clients, partial(operator.le, count)))
             ratios.append(seconds / loads[-1].elapsed)
         ratio = Ratio(tuple(ratios))
         every = [second for load in loads for second in load.seconds]

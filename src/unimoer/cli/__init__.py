@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from unimoer.errors import UserError
-from unimoer.runtime import favour_speed
+from unimoer.runtime import favour_speed, share_cores
 
 errors = Console(stderr=True)
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ def build_app() -> typer.Typer:
 def main(argv: list[str] | None = None) -> None:
     """Exit 0 when done, 2 with one line for a user's mistake, 130 when interrupted; a bug shows its traceback."""
     favour_speed()
+    share_cores()
     try:
         build_app()(args=argv, standalone_mode=True)
     except UserError as error:

@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 
 from unimoer.cli.options import Device, Overrides, command_line, find_config
+from unimoer.cli.rag import RAG, ask
 
 
 def run(
-    study: Annotated[str, typer.Argument(help="kill-gate, experiment1, budget, scale or ablation.")],
+    study: Annotated[str, typer.Argument(help="kill-gate, experiment1, budget, scale, ablation or rag.")],
     quick: Annotated[bool, typer.Option("--quick", help="The tier of minutes: one seed, small samples.")] = False,
     config: Annotated[
         str | None, typer.Option(help="A YAML file, or the name of a shipped one [default: the study's own].")
@@ -32,8 +33,19 @@ def run(
 ) -> None:
     """Train every arm and seed of a study, estimate from their scores, and report.
 
-    The same command continues an interrupted study. Its plan is frozen at the first run.
+    The same command continues an interrupted study. Its plan is frozen at the first run. `rag` trains nothing: it asks
+    trained models questions.
     """
+    if study == RAG:
+        given = {
+            "--quick": quick,
+            "--arms": arms is not None,
+            "--executor": executor != "local",
+            "--workers": workers != 1,
+            "--amend": amend,
+        }
+        ask(config, overrides, output, device, meaningless=[name for name, used in given.items() if used])
+        return
     from unimoer.config import load_config
     from unimoer.errors import UserError
     from unimoer.executors import build_executor

@@ -4,8 +4,9 @@ from unimoer.config.adapter import ALL_PROJECTIONS, AdapterConfig
 from unimoer.config.arms import BUILTIN, START, ArmConfig
 from unimoer.config.data import DataConfig, DomainConfig, NegativesConfig
 from unimoer.config.evaluation import CollectionConfig, EvaluationConfig, SuiteConfig
-from unimoer.config.load import load_config, parse_config, parse_model
+from unimoer.config.load import load_config, load_rag, parse_config, parse_model, parse_rag
 from unimoer.config.model import ModelConfig, PromptConfig, ScoreHeadConfig, TaskHeadConfig
+from unimoer.config.rag import QuestionsConfig, RagConfig
 from unimoer.config.router import ROUTERS, SHARED, RouterConfig, SimilarityConfig, SparsegenConfig, TopKConfig
 from unimoer.config.spec import Resources, RunSpec, SuiteSpec, TrainSpec
 from unimoer.config.study import (
@@ -62,6 +63,8 @@ __all__ = [
     "OptimizerConfig",
     "ProbeConfig",
     "PromptConfig",
+    "QuestionsConfig",
+    "RagConfig",
     "RankNetConfig",
     "RankingLossConfig",
     "RerankingTaskConfig",
@@ -80,6 +83,8 @@ __all__ = [
     "TrainingConfig",
     "is_reference",
     "load_config",
+    "load_rag",
     "parse_config",
     "parse_model",
+    "parse_rag",
 ]

@@ -1,10 +1,10 @@
-"""YAML and dotted overrides in, a checked `StudyConfig` out; every mistake is one line that names its field."""
+"""YAML and dotted overrides in, a checked configuration out; every mistake is one line that names its field."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,9 +12,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
+from unimoer.config.base import Strict
 from unimoer.config.model import ModelConfig
+from unimoer.config.rag import RagConfig
 from unimoer.config.study import StudyConfig
 from unimoer.errors import UserError, did_you_mean
+
+Config = TypeVar("Config", bound=Strict)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -23,6 +27,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         UserError: the file is missing or no YAML, a key is unknown, a value has the wrong type or range.
     """
+    return parse_config(_read(path, overrides), str(path), overrides)
+
+
+def load_rag(path: Path, overrides: Sequence[str] = ()) -> RagConfig:
+    """As `load_config`, of an experiment with retrieval-augmented generation."""
+    return parse_rag(_read(path, overrides), str(path), overrides)
+
+
+def _read(path: Path, overrides: Sequence[str]) -> Any:
+    """Plain data of a file, with overrides applied and references resolved."""
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     try:
@@ -33,10 +47,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         raise UserError(f"{path}: expected keys and values at the top level")
     try:
         merged = OmegaConf.merge(loaded, *(_parse_override(override) for override in overrides))
-        content = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    return parse_config(content, str(path), overrides)
 
 
 def _parse_override(override: str) -> DictConfig:
@@ -53,15 +66,24 @@ def _parse_override(override: str) -> DictConfig:
 
 def parse_config(content: Any, where: str, overrides: Sequence[str] = ()) -> StudyConfig:
     """Validate plain data; `where` names its origin in messages, unless an override is to blame."""
+    return _parse(StudyConfig, content, where, overrides)
+
+
+def parse_rag(content: Any, where: str, overrides: Sequence[str] = ()) -> RagConfig:
+    """As `parse_config`, of an experiment with retrieval-augmented generation."""
+    return _parse(RagConfig, content, where, overrides)
+
+
+def _parse(model: type[Config], content: Any, where: str, overrides: Sequence[str]) -> Config:
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected keys and values at the top level")
     try:
-        return StudyConfig.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         to_blame = _to_blame(error, overrides)
         if to_blame is not None:
             where = f"--set {to_blame}"
-        raise UserError(f"{where}: {_explain(error, StudyConfig)}") from error
+        raise UserError(f"{where}: {_explain(error, model)}") from error
 
 
 def _to_blame(error: ValidationError, overrides: Sequence[str]) -> str | None:

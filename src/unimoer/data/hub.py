@@ -14,7 +14,7 @@ from typing import Any
 
 from unimoer.data.collector import Collector, Problems
 from unimoer.data.embedded.text import short_hash
-from unimoer.errors import UserError
+from unimoer.errors import UserError, did_you_mean
 from unimoer.types import Document, RetrievalDataset
 
 _QRELS = ("qrels", "default")
@@ -34,11 +34,11 @@ def load_hf(source: str, problems: Problems) -> RetrievalDataset:
     `save_to_disk`) with judgements in `qrels` or `default`; otherwise as rows of query, positive and, where there are
     any, negatives. Of such rows, ids are hashes of the texts, and negatives are documents judged 0.
     """
-    datasets = _require("datasets", "hf:")
+    datasets = require("datasets", "hf:")
     path, _, config = source.partition("#")
     folder = Path(path).expanduser()
     name = f"hf:{source}"
-    with _errors_of(name):
+    with errors_of(name):
         if folder.is_dir() and not config:
             if (folder / "corpus").is_dir() and (folder / "queries").is_dir():
                 return _saved_retrieval(datasets, folder, problems)
@@ -62,15 +62,39 @@ def load_hf(source: str, problems: Problems) -> RetrievalDataset:
         return _triplets(path, name, _tables(datasets.load_dataset(path)), problems)
 
 
+def read_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of one split of a data set, each with all its columns; `source` as in `load_hf`, rows of any kind.
+
+    Raises:
+        UserError: it cannot be loaded, or has no such split.
+    """
+    datasets = require("datasets", "hf:")
+    path, _, config = source.partition("#")
+    folder = Path(path).expanduser()
+    name = f"hf:{source}"
+    with errors_of(name):
+        if not config and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(path, config or None)
+        # A table that was saved alone has no name.
+        tables = loaded if isinstance(loaded, dict) else {split: loaded}
+        if split not in tables:
+            raise UserError(f"{name}: has no split '{split}'{did_you_mean(split, tables)}")
+        for batch in tables[split].iter(batch_size=1000):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+
+
 def load_ir(source: str, problems: Problems) -> RetrievalDataset:
     """An id of ir_datasets, or several of one corpus joined by commas, each a split named by its last part.
 
     `msmarco-passage/train,msmarco-passage/dev/small` has the splits train and dev; an id that names none is test.
     """
-    ir_datasets = _require("ir_datasets", "ir:")
+    ir_datasets = require("ir_datasets", "ir:")
     name = f"ir:{source}"
     ids = source.split(",")
-    with _errors_of(name):
+    with errors_of(name):
         if len({ir_datasets.docs_parent_id(key) for key in ids}) > 1:
             raise UserError(f"{name}: the ids do not share one corpus")
         parts = {key: ir_datasets.load(key) for key in ids}
@@ -195,7 +219,7 @@ def _ir_split(key: str) -> str:
     return next((name for name in reversed(names) if name in ("train", "dev", "test")), "test")
 
 
-def _require(module: str, prefix: str) -> Any:
+def require(module: str, prefix: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -203,7 +227,7 @@ def _require(module: str, prefix: str) -> Any:
 
 
 @contextmanager
-def _errors_of(name: str) -> Iterator[None]:
+def errors_of(name: str) -> Iterator[None]:
     """Whatever these libraries raise (network, unknown id, broken file: they share no base class) in one line."""
     try:
         yield

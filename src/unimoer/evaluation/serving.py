@@ -9,6 +9,7 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 import torch
+from torch import nn
 
 from unimoer.evaluation.rerank import cut, rerank
 from unimoer.model.inference import encode
@@ -27,7 +28,7 @@ class Traffic:
     instruction: str | None = None
 
 
-def weight_bytes(models: Iterable[UnifiedModel]) -> int:
+def weight_bytes(models: Iterable[nn.Module]) -> int:
     """Of parameters and buffers, each storage once: tied matrices are one."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()

@@ -14,14 +14,13 @@ from unimoer.errors import UserError, did_you_mean
 from unimoer.library.portable import save_portable
 from unimoer.model.backbone import read_architecture, resolve_device
 from unimoer.model.checkpoint import load_model
-from unimoer.model.inference import Report, encode
+from unimoer.model.inference import Report, encode, usual_budget
 from unimoer.model.scoring import score_candidates
 from unimoer.model.unified import UnifiedModel
 from unimoer.runs.folder import checkpoint_folder, trained_tasks
 from unimoer.types import Task
 
 Kind = Literal["query", "document"]
-BATCH_TOKENS = 8192
 
 
 class Ranked(NamedTuple):
@@ -98,7 +97,7 @@ class UniMoER:
         *,
         dim: int | None = None,
         instruction: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         report: Report | None = None,
     ) -> NDArray[np.float32]:
         """N texts -> `[N, dim]`, unit length, in their order. Queries and documents have prompts of their own.
@@ -106,8 +105,8 @@ class UniMoER:
         A text without a token, such as an empty one where prompts add none, has the vector 0: all its cosines are 0.
 
         `dim` keeps the first numbers of each vector, which is worth little unless the model was trained for it
-        (`matryoshka`). `instruction` replaces the checkpoint's. All token ids are in memory at once; of a large corpus,
-        give a part at a time.
+        (`matryoshka`). `instruction` replaces the checkpoint's. `batch_tokens` is the size of a forward pass; None: what
+        is fast on the device. All token ids are in memory at once; of a large corpus, give a part at a time.
 
         Raises:
             UserError: the model was not trained to embed.
@@ -123,7 +122,8 @@ class UniMoER:
         if not listed:
             return np.empty((0, size), np.float32)
         tokenise = self.model.prompter.queries if as_ == "query" else self.model.prompter.documents
-        vectors = encode(self.model, tokenise(listed, instruction), batch_tokens=batch_tokens, report=report)
+        budget = batch_tokens or usual_budget(self.model.device)
+        vectors = encode(self.model, tokenise(listed, instruction), batch_tokens=budget, report=report)
         if size == self.dimension:
             return vectors
         cut: NDArray[np.float32] = vectors[:, :size]
@@ -135,7 +135,7 @@ class UniMoER:
         pairs: Sequence[tuple[str, str]],
         *,
         instruction: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         report: Report | None = None,
     ) -> NDArray[np.float32]:
         """N pairs (query, document) -> `[N]` scores of the checkpoint's head, logits or cosines: higher is better.
@@ -155,7 +155,8 @@ class UniMoER:
         documents = [[text] for text in _texts("documents", [document for _, document in pairs])]
         if not queries:
             return np.empty(0, np.float32)
-        found = score_candidates(self.model, queries, documents, instruction, batch_tokens=batch_tokens, report=report)
+        budget = batch_tokens or usual_budget(self.model.device)
+        found = score_candidates(self.model, queries, documents, instruction, batch_tokens=budget, report=report)
         return np.concatenate(found)
 
     def rerank(
@@ -165,7 +166,7 @@ class UniMoER:
         top_k: int | None = None,
         *,
         instruction: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         report: Report | None = None,
     ) -> list[Ranked]:
         """The `top_k` best of the documents, or all, best first; equal scores keep the order that was given.
@@ -180,9 +181,8 @@ class UniMoER:
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k: {top_k} is negative")
         [asked], listed = _texts("query", [query]), _texts("documents", documents)
-        [scores] = score_candidates(
-            self.model, [asked], [listed], instruction, batch_tokens=batch_tokens, report=report
-        )
+        budget = batch_tokens or usual_budget(self.model.device)
+        [scores] = score_candidates(self.model, [asked], [listed], instruction, batch_tokens=budget, report=report)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(int(index), float(scores[index]), listed[index]) for index in order]
 

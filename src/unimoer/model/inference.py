@@ -28,6 +28,11 @@ WINDOW = 8192
 """Texts that `encode_to` holds at a time: enough of each length for batches with little padding."""
 
 
+def usual_budget(device: torch.device) -> int:
+    """Tokens of a forward pass: on a CPU, what goes through a layer should still lie in its cache for the next."""
+    return 2048 if device.type == "cpu" else 8192
+
+
 def length_batches(lengths: Sequence[int], *, batch_tokens: int, multiple: int) -> Iterator[list[int]]:
     """Indices of similar length, longest first, so that a batch fits `batch_tokens` with its padding.
 

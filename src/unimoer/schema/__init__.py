@@ -3,6 +3,7 @@
 from unimoer.schema.base import Cell, Interval, Record, read_lines, read_record, write_record
 from unimoer.schema.decision import Decision, TaskDecision
 from unimoer.schema.plan import Declaration, Plan
+from unimoer.schema.rag import RagAnswer, RagCosts, RagPlan, RagQuestion, RagResults
 from unimoer.schema.results import Results
 from unimoer.schema.run import ConflictLine, Environment, EvaluationSummary, RoutingLine, RunStatus, TrainingLine
 
@@ -15,6 +16,11 @@ __all__ = [
     "EvaluationSummary",
     "Interval",
     "Plan",
+    "RagAnswer",
+    "RagCosts",
+    "RagPlan",
+    "RagQuestion",
+    "RagResults",
     "Record",
     "Results",
     "RoutingLine",

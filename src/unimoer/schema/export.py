@@ -12,6 +12,7 @@ from unimoer.files import write_text
 from unimoer.schema.base import Record
 from unimoer.schema.decision import Decision
 from unimoer.schema.plan import Plan
+from unimoer.schema.rag import RagAnswer, RagCosts, RagPlan, RagQuestion, RagResults
 from unimoer.schema.results import Results
 from unimoer.schema.run import (
     ConflictLine,
@@ -35,6 +36,11 @@ MODELS: tuple[type[Record], ...] = (
     RoutingLine,
     ConflictLine,
     QueryScores,
+    RagPlan,
+    RagQuestion,
+    RagAnswer,
+    RagCosts,
+    RagResults,
 )
 
 

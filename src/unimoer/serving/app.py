@@ -132,9 +132,11 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
         return _model(service, name)
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process answers."""
-        return {"status": "ok"}
+    async def health() -> Response:
+        """Whether the process answers and can compute; if not, it must be started again."""
+        if not service.engine.alive:
+            return errors.response(503, "the thread that computes has ended; its log has more", code="broken")
+        return JSONResponse({"status": "ok"})
 
     @app.get("/ready")
     async def ready() -> Response:

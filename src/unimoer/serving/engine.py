@@ -25,6 +25,10 @@ from unimoer.types import Task
 log = logging.getLogger("unimoer.serving")
 
 
+LINGER = 0.01
+"""Seconds to wait for other requests before a batch: a client's way back, of a batch that takes ten times as long."""
+
+
 class QueueFullError(Exception):
     """The queue is full. `seconds` is about how long it takes to be shorter."""
 
@@ -95,6 +99,8 @@ class Engine:
         """Accepted and not answered."""
         self._rate = 0.0
         """Tokens a second, of late."""
+        self._expected, self._took = 0, 0.0
+        """Requests of the last batch and behind it, and its seconds."""
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -104,6 +110,11 @@ class Engine:
     def waiting(self) -> int:
         """Tokens accepted and not yet computed."""
         return self._tokens
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody computes what is submitted."""
+        return self._thread.is_alive()
 
     def submit(self, task: Task, ids: Sequence[Sequence[int]]) -> Future[np.ndarray]:
         """Token ids of N texts or pairs -> their vectors `[N, d]` or scores `[N]`. Cancel it to give up its place.
@@ -155,12 +166,28 @@ class Engine:
                         return
                     self._changed.wait()
                     self._forget_cancelled()
+                self._linger()
+                self._forget_cancelled()
+                if not self._queue:
+                    continue
                 first = self._queue.popleft()
                 batch = [] if isinstance(first, _Call) else self._gather(first)
             if isinstance(first, _Call):
                 first.run()
             else:
                 self._compute(first.task, batch)
+
+    def _linger(self) -> None:
+        """Wait for requests that are about to come, if the last batch had several: their clients ask again.
+
+        Otherwise two halves of them would take turns, each in batches of half the size. A single client waits for
+        nothing.
+        """
+        end = time.perf_counter() + min(LINGER, self._took / 10)
+        while len(self._queue) < self._expected and not self._closing:
+            left = end - time.perf_counter()
+            if left <= 0 or not self._changed.wait(left):
+                return
 
     def _forget_cancelled(self) -> None:
         if any(work.future.cancelled() for work in self._queue):
@@ -179,6 +206,7 @@ class Engine:
                     left -= sum(work.costs[row] for row in rows)
                     taken.setdefault(id(work), (work, []))[1].extend(rows)
         chosen = list(taken.values())
+        self._expected = len(self._queue) + 1
         served = {id(work) for work, _ in chosen}
         rest = [work for work in self._queue if id(work) not in served]
         self._queue = deque([*rest, *(work for work, _ in chosen if work.waiting)])
@@ -201,6 +229,7 @@ class Engine:
             return
         seconds = time.perf_counter() - started
         tokens = sum(work.costs[row] for work, rows in batch for row in rows)
+        self._took = seconds
         rate = tokens / max(seconds, 1e-9)
         self._rate = rate if self._rate == 0 else 0.8 * self._rate + 0.2 * rate
         if self._observe is not None:

@@ -15,7 +15,7 @@ class Settings(BaseModel):
     max_texts: int = Field(2048, ge=1, description="Texts, documents or token lists in one request.")
     max_characters: int = Field(1_000_000, ge=1, description="Of one text. Texts are cut to the model's tokens anyway.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Of one request.")
-    batch_tokens: int | None = Field(None, ge=1, description="Of one forward pass; none: 1,024, or 16,384 on a GPU.")
+    batch_tokens: int | None = Field(None, ge=1, description="Of one forward pass; none: 2,048, or 16,384 on a GPU.")
     queue_tokens: int = Field(
         262_144,
         ge=1,
@@ -29,5 +29,5 @@ class Settings(BaseModel):
 
 
 DEFAULT_BATCH_TOKENS = {"cuda": 16_384}
-OTHER_BATCH_TOKENS = 1024
+OTHER_BATCH_TOKENS = 2048
 """On a CPU larger batches are no faster, and a single query waits for the one that is being computed."""

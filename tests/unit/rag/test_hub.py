@@ -11,8 +11,8 @@ import pytest
 
 from unimoer.config import QuestionsConfig
 from unimoer.errors import UserError
+from unimoer.rag.asked import read_asked, write_asked
 from unimoer.rag.hub import NO_ANSWER
-from unimoer.rag.questions import read_asked, write_asked
 from unimoer.schema import RagQuestion
 
 
@@ -171,6 +171,8 @@ def test_ir_datasets_with_the_answers_of_another_source(hf: ModuleType, ir: Modu
         ("q1", "Where is the Kettle?", ["the corner", "corner"], ["d1"])
     ]
     assert passages == {"d1": "red kettle in the corner", "d2": "yellow banana"} and left_out == {NO_ANSWER: 1}
+    with pytest.raises(UserError, match="has no split 'dev'"):
+        asked(tmp_path, source="ir:toy", answers=f"hf:{tmp_path / 'nq'}", split="dev")
     with pytest.raises(UserError, match="ir:toy: no query has an answer; name an `hf:` source"):
         asked(tmp_path, source="ir:toy")
     with pytest.raises(UserError, match=r"^ir:nothing could not be loaded: KeyError"):

