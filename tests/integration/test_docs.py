@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from unimoer.cli import build_app
 from unimoer.cli.options import find_config
-from unimoer.config import load_config
+from unimoer.cli.rag import RAG
+from unimoer.config import load_config, load_rag
 from unimoer.studies import find_study
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ def test_the_documentation_gives_commands() -> None:
 def test_a_command_is_understood(page: str, words: list[str]) -> None:
     tool, *rest = words
     if tool == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets), page
         return
     if tool.startswith("python"):
@@ -76,6 +77,9 @@ def test_a_command_is_understood(page: str, words: list[str]) -> None:
     given = understood(rest)
     name = given.get("config")
     # `unimoer run STUDY` in running text stands for any study.
+    if given.get("study") == RAG:
+        load_rag(find_config(RAG), given.get("overrides") or ())
+        return
     if rest[:1] == ["run"] and given and given["study"] != "STUDY":
         study = find_study(given["study"])
         name = name or (study.quick if given["quick"] else study.config)

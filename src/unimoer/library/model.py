@@ -105,8 +105,8 @@ class UniMoER:
         A text without a token, such as an empty one where prompts add none, has the vector 0: all its cosines are 0.
 
         `dim` keeps the first numbers of each vector, which is worth little unless the model was trained for it
-        (`matryoshka`). `instruction` replaces the checkpoint's. `batch_tokens` is the size of a forward pass; None: what
-        is fast on the device. All token ids are in memory at once; of a large corpus, give a part at a time.
+        (`matryoshka`). `instruction` replaces the checkpoint's. `batch_tokens` is the size of a forward pass; None:
+        what is fast on the device. All token ids are in memory at once; of a large corpus, give a part at a time.
 
         Raises:
             UserError: the model was not trained to embed.

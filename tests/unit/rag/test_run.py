@@ -167,6 +167,8 @@ def test_every_system_has_processes_of_its_own(make: Make, tmp_path: Path, monke
     folder = tmp_path / "rag"
     config = make(unified=None, two_models=None, baselines=["no_retrieval"], memory_questions=1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Other tests of this process may have some.
+    others = set(psutil.Process().children())
 
     class Stop(Progress):
         def take(self, event: Event) -> None:
@@ -177,7 +179,7 @@ def test_every_system_has_processes_of_its_own(make: Make, tmp_path: Path, monke
         with pytest.raises(KeyboardInterrupt):
             start(config, folder)
     # Whoever is interrupted takes its process along.
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= others
     assert read_record(RagPlan, folder / "plan.json").asked["kitchen"].questions == 5
     start(config, folder)
     costs = read_record(RagCosts, folder / "systems" / "no_retrieval" / "costs.json")
