@@ -22,7 +22,7 @@ def bench_serving_memory(console: Console, *, model: str, pairs: int) -> dict[st
     share (PSS), which counts them once, stands beside it. Linux only.
     """
     loaded = UniMoER.load(model, device="cpu")
-    work = [requests_of(loaded, kind, 24) for kind in ("query", "embed", "rerank")]
+    work = [requests_of(loaded, kind, count) for kind, count in (("query", 16), ("embed", 8), ("rerank", 4))]
     embeds, reranks = [*work[0], *work[1]], work[2]
 
     def measure(*systems: list[list[Any]]) -> dict[str, int]:
