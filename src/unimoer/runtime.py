@@ -29,7 +29,7 @@ def share_cores() -> None:
     """Wait for the other threads of a product by spinning for a short while only; before PyTorch is loaded.
 
     GNU OpenMP spins for milliseconds by default. On cores that other processes use too, a thread that spins keeps the
-    one that it waits for from running: a query then takes twenty times as long. See docs/benchmarks.md.
+    one that it waits for from running: a query then takes ten or twenty times as long. See docs/benchmarks.md.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))

@@ -46,6 +46,16 @@ def shares(rank: int) -> dict[str, int]:
     return {"embedding": rank // 4, "reranking": rank // 4, "shared": rank // 2}
 
 
+def stirred(config: ModelConfig, device: torch.device) -> UnifiedModel:
+    """A model whose B is not zero: a merge of nothing would prove nothing."""
+    model = UnifiedModel(config, device)
+    torch.manual_seed(0)
+    for name, parameter in model.trainable().items():
+        if ".b." in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    return model
+
+
 def _as_loop(model: UnifiedModel) -> UnifiedModel:
     for adapter in model.adapters().values():
         adapter.__class__ = LoopOverExperts

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from unimoer.benchmarks.arms import shares
+from unimoer.benchmarks.arms import shares, stirred
 from unimoer.benchmarks.pairs import Ratio, alternate, report
 from unimoer.config import AdapterConfig, ModelConfig, PromptConfig, TaskHeadConfig
 from unimoer.data.embedded import load_embedded
@@ -27,7 +27,6 @@ DOMAINS = ("attack", "cwe", "hpo", "code")
 
 
 def _build(base: str, layers: int, adapter: AdapterConfig, device: torch.device) -> UnifiedModel:
-    """With a B that is not zero: a merge of nothing would prove nothing."""
     config = ModelConfig(
         base=base,
         layers=layers,
@@ -35,12 +34,7 @@ def _build(base: str, layers: int, adapter: AdapterConfig, device: torch.device)
         embedding=TaskHeadConfig(pooling="mean"),
         prompts=PromptConfig(query="{query}", document="{document}", append_eos=False, max_document_tokens=LONGEST),
     )
-    model = UnifiedModel(config, device)
-    torch.manual_seed(0)
-    for name, parameter in model.trainable().items():
-        if ".b." in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    return model
+    return stirred(config, device)
 
 
 def _documents(texts: int) -> list[str]:

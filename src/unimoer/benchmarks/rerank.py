@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from unimoer.benchmarks.arms import shares
+from unimoer.benchmarks.arms import shares, stirred
 from unimoer.benchmarks.pairs import Ratio, alternate, report
 from unimoer.config import AdapterConfig, ModelConfig, TaskHeadConfig
 from unimoer.data.collate import pad
@@ -28,19 +28,14 @@ ALIKE = 0.95
 
 
 def _build(base: str, layers: int, adapter: dict[str, Any], device: torch.device) -> UnifiedModel:
-    """Causal, with the default prompts and the head that answers yes or no; B is not zero."""
+    """Causal, with the default prompts and the head that answers yes or no."""
     config = ModelConfig(
         base=base,
         layers=layers,
         adapter=AdapterConfig.model_validate(adapter),
         embedding=TaskHeadConfig(pooling="mean"),
     )
-    model = UnifiedModel(config, device)
-    torch.manual_seed(0)
-    for name, parameter in model.trainable().items():
-        if ".b." in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    return model
+    return stirred(config, device)
 
 
 def _peer(

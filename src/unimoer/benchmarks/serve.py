@@ -29,6 +29,7 @@ from unimoer.benchmarks.pairs import Ratio
 from unimoer.data.embedded import load_embedded
 from unimoer.errors import UserError
 from unimoer.library import UniMoER
+from unimoer.library.model import Kind
 
 DOMAINS = ("attack", "cwe", "hpo", "code")
 WITHIN = 0.02
@@ -129,9 +130,9 @@ def requests_of(model: UniMoER, kind: str, count: int) -> list[Ask]:
             expected = head.relevance(model.score([(query, text) for text in listed]))
             body: dict[str, Any] = {"query": query, "documents": listed}
         else:
-            as_ = "query" if kind == "query" else "document"
+            as_: Kind = "query" if kind == "query" else "document"
             given = [query] if kind == "query" else listed
-            expected = model.encode(given, as_)  # type: ignore[arg-type]
+            expected = model.encode(given, as_)
             # As the openai package asks for them.
             body = {"input": given, "input_type": as_, "encoding_format": "base64"}
         path = "/v1/rerank" if kind == "rerank" else "/v1/embeddings"

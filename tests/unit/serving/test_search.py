@@ -52,6 +52,18 @@ def test_what_another_process_changes_is_seen(serve: Callable[..., TestClient], 
     assert client.post("/v1/search", json=body).json()["hits"] == []
 
 
+def test_an_index_that_is_gone_or_broken_is_one_line(serve: Callable[..., TestClient], index: SearchIndex) -> None:
+    client = serve(model=index.model, index=index)
+    for content in ("", "{", '{"format": 99}'):
+        (index.folder / "index.json").write_text(content)
+        answer = client.post("/v1/search", json={"query": QUERY})
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "index_unreadable"
+        assert str(index.folder) not in answer.text
+    (index.folder / "index.json").unlink()
+    assert client.post("/v1/search", json={"query": QUERY}).status_code == 503
+    assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+
+
 def test_without_an_index_it_is_not_found(client: TestClient) -> None:
     answer = client.post("/v1/search", json={"query": QUERY})
     assert answer.status_code == 404 and "--index" in answer.json()["error"]["message"]
