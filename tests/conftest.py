@@ -17,7 +17,9 @@ import pytest
 import torch
 
 import tiny
+from unimoer import UniMoER
 from unimoer.data import write_beir
+from unimoer.model.checkpoint import save_model
 
 # The tensors are tiny, and one thread gives the same bits everywhere.
 torch.set_num_threads(1)
@@ -51,6 +53,20 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def base(bases: Callable[[str], Path]) -> Path:
     """The tiny Qwen3."""
     return bases("qwen3")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One LoRA on the tiny Qwen3, no longer neutral. Tests that change files must copy it."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-model"
+    save_model(tiny.build(base, noise=0.3), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> UniMoER:
+    """That checkpoint, loaded as users do."""
+    return UniMoER.load(checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -10,19 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import tiny
 from unimoer.benchmarks.serve import Ask, bench_serve
 from unimoer.benchmarks.serving_memory import bench_serving_memory
-from unimoer.model.checkpoint import save_model
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.assets]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "tiny-model"
-    save_model(tiny.build(base, noise=0.3), folder)
-    return folder
 
 
 def test_a_whole_run(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,29 +19,15 @@ import openai
 import pytest
 import tiktoken
 from langchain_openai import OpenAIEmbeddings
-from served import Server, server
 
-import tiny
+from served import Server, server
 from unimoer import UniMoER
 from unimoer.cli import main
-from unimoer.model.checkpoint import save_model
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 KEY = "a secret"
 QUERY = "find my red kettle"
 DOCUMENTS = ["The red kettle stands in the corner.", "A bench.", "", "The golden oven is very old."]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny-model"
-    save_model(tiny.build(base, noise=0.3), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> UniMoER:
-    return UniMoER.load(checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")

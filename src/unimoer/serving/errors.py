@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from unimoer.errors import UserError
 from unimoer.serving.engine import ClosedError, QueueFullError
 from unimoer.serving.service import RefusedError
 
@@ -78,12 +77,6 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ClosedError)
     async def closed(request: Request, error: ClosedError) -> JSONResponse:
         return response(503, "the server is stopping", code="stopping", headers={"Retry-After": "1"})
-
-    @app.exception_handler(UserError)
-    async def unreadable(request: Request, error: UserError) -> JSONResponse:
-        # An index that somebody deleted or made anew with another model; its path is the operator's business.
-        log.error("the index cannot be read", extra={"reason": str(error)})
-        return response(503, "the index cannot be read; the server's log has more", code="index_unreadable")
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

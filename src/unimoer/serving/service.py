@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unimoer.errors import UserError
 from unimoer.library import UniMoER
 from unimoer.library.hits import timed
 from unimoer.library.model import Kind
@@ -22,6 +24,8 @@ from unimoer.serving.routing import routing_by_layer
 from unimoer.serving.settings import DEFAULT_BATCH_TOKENS, OTHER_BATCH_TOKENS, Settings
 from unimoer.serving.token_ids import Decode, decoder
 from unimoer.types import Task
+
+log = logging.getLogger("unimoer.serving")
 
 
 class RefusedError(Exception):
@@ -156,7 +160,7 @@ class Service:
         """The index's best documents of a query, as they are now: another process may have changed it.
 
         Raises:
-            RefusedError: there is no index.
+            RefusedError: there is no index, or it can no longer be read.
         """
         index = self.index
         if index is None:
@@ -171,8 +175,14 @@ class Service:
                 vector = vectors[0]
 
         def find() -> Retrieved:
-            index.refresh()
-            return index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank)
+            try:
+                index.refresh()
+                return index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank)
+            except UserError as error:
+                # Deleted, damaged, or made anew with another model; its path is the operator's business.
+                log.error("the index cannot be read", extra={"reason": str(error)})
+                message = "the index cannot be read; the server's log has more"
+                raise RefusedError(503, message, code="index_unreadable") from None
 
         found = await asyncio.to_thread(find)
         took |= found.milliseconds

@@ -28,18 +28,6 @@ QUERY = "find my red kettle"
 DOCUMENTS = ["The red kettle stands in the corner.", "A bench.", "", "The red kettle stands in the corner.", "x" * 900]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("library") / "checkpoint"
-    save_model(tiny.build(base, noise=0.3), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> UniMoER:
-    return UniMoER.load(checkpoint, device="cpu")
-
-
 def test_numbers_are_those_of_the_model(model: UniMoER, base: Path) -> None:
     plain = tiny.build(base, noise=0.3)
     kinds: tuple[Literal["query", "document"], ...] = ("query", "document")

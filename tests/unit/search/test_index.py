@@ -27,18 +27,6 @@ TEXTS = {key: document.content for key, document in tiny.dataset("kitchen").corp
 QUERY = "find my red kettle"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("search") / "checkpoint"
-    save_model(tiny.build(base, noise=0.3), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> UniMoER:
-    return UniMoER.load(checkpoint, device="cpu")
-
-
 def made(folder: Path, checkpoint: Path, texts: Any = TEXTS, **kinds: Any) -> SearchIndex:
     found = SearchIndex.create(folder, checkpoint, device="cpu", **kinds)
     found.add(texts)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-import tiny
 from unimoer import UniMoER
-from unimoer.model.checkpoint import save_model
 from unimoer.serving.app import create_app
 from unimoer.serving.observe import Metrics
 from unimoer.serving.service import Service
@@ -19,18 +16,6 @@ from unimoer.serving.settings import Settings
 
 ROUTED = {"experts": {"embedding": 4, "reranking": 4, "shared": 8}, "router": {"type": "sparsegen"}}
 Serve = Callable[..., TestClient]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serving") / "tiny-model"
-    save_model(tiny.build(base, noise=0.3), folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def model(checkpoint: Path) -> UniMoER:
-    return UniMoER.load(checkpoint, device="cpu")
 
 
 @pytest.fixture
