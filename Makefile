@@ -40,7 +40,7 @@ test: setup ## Run the whole test suite; narrow it with ARGS="tests/unit -k NAME
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting, types and the import layers
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --no-cache .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from served import server
 
 import tiny
+from served import server
 from unimoer.model.checkpoint import save_model
 from unimoer.search import SearchIndex
 
