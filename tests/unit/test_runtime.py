@@ -30,3 +30,28 @@ def test_the_program_sets_it_before_pytorch_is_loaded() -> None:
     code = "import sys, unimoer.cli, unimoer.runtime as r; r.share_cores(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux shows them")
+def test_a_passing_thread_takes_its_openmp_threads_along() -> None:
+    code = """
+import os, time, torch
+from unimoer.runtime import in_passing
+tasks = lambda: len(os.listdir("/proc/self/task"))
+before = tasks()
+in_passing(lambda: torch.ones(1 << 20).exp())
+end = time.monotonic() + 30
+while tasks() > before and time.monotonic() < end:
+    time.sleep(0.01)
+between = tasks()
+torch.ones(1 << 20).exp()
+print(between - before, tasks() > between)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["0", "True"]
+
+
+def test_what_fails_in_a_passing_thread_fails_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        runtime.in_passing(lambda: 1 // 0)

@@ -12,6 +12,7 @@ from rich.console import Console
 from unimoer.cli.options import Device
 
 KEY = "UNIMOER_API_KEY"
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 def serve(
@@ -20,6 +21,12 @@ def serve(
     ] = "",
     index: Annotated[Path | None, typer.Option(help="An index to search, made by the same model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests may give this server; repeat it [default: any, but on loopback its own]."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[str, typer.Option(help="What clients call the model [default: its folder's name].")] = "",
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a forward pass.")] = None,
@@ -36,8 +43,11 @@ def serve(
     from unimoer.serving.server import serve as run
     from unimoer.serving.settings import Settings
 
+    local = host in ("localhost", "::1") or host.startswith("127.")
+    hosts = [*(allow_host or ()), *((*LOOPBACK, host) if local or allow_host else ())]
     settings = Settings(
         name=name,
+        hosts=frozenset(one.lower() for one in hosts),
         api_key=os.environ.get(KEY) or None,
         batch_tokens=batch_tokens,
         queue_tokens=queue_tokens,

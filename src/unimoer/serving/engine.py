@@ -1,4 +1,4 @@
-"""One thread that owns the model, and the queue before it: rows of many requests become batches of few tokens.
+"""One thread that computes, and the queue before it: rows of many requests become batches of few tokens.
 
 Both tasks wait in one queue. Requests take turns: every batch goes to the request that was served longest ago, gives
 equal shares of its tokens to the others of the same task, and fills what is left. So a single query is answered while
@@ -128,12 +128,15 @@ class Engine:
         return work.future
 
     def call(self, function: Callable[[], Any], tokens: int) -> Future[Any]:
-        """A function of the model, between two batches; `tokens` is about what it computes."""
+        """Anything else that computes, between two batches; `tokens` is about what that is.
+
+        Nothing to speak of, 0, goes first: it is one step of a request that has waited before.
+        """
         work = _Call(function)
-        self._accept(work, tokens)
+        self._accept(work, tokens, first=tokens == 0)
         return work.future
 
-    def _accept(self, work: Work | _Call, tokens: int) -> None:
+    def _accept(self, work: Work | _Call, tokens: int, *, first: bool = False) -> None:
         with self._changed:
             if self._closing:
                 raise ClosedError
@@ -143,7 +146,10 @@ class Engine:
                 raise ValueError("nothing to compute")
             work.future.add_done_callback(lambda _: self._answered(tokens))
             self._tokens += tokens
-            self._queue.append(work)
+            if first:
+                self._queue.appendleft(work)
+            else:
+                self._queue.append(work)
             self._changed.notify()
 
     def _answered(self, tokens: int) -> None:
@@ -256,7 +262,7 @@ class Engine:
 
 
 class _Call:
-    """Anything else that needs the model."""
+    """Anything else that computes."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.future: Future[Any] = Future()

@@ -1,4 +1,4 @@
-"""Around every request: its id, the size of its body, the API key; afterwards its line in the log and the metrics."""
+"""Around every request: its id, the host it names, the API key, the size of its body; then the log and the metrics."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ log = logging.getLogger("unimoer.serving")
 GUARDED = ("/v1/", "/v2/", "/rerank")
 """Paths that need the key."""
 PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+PORT = re.compile(rb":\d*$")
 CLIENT_GONE = 499
 """Logged for a client that did not wait; nobody reads the answer."""
 
@@ -76,6 +77,10 @@ class Guard:
             )
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ASGIApp | None:
+        # Only browsers can be made to ask for another's name, and they always say it.
+        asked = PORT.sub(b"", headers.get(b"host", b"")).decode("latin-1").lower()
+        if self.settings.hosts and asked and asked not in self.settings.hosts:
+            return errors.response(421, "this server has another name; --allow-host adds one", code="unknown_host")
         if self._key is not None and path.startswith(GUARDED):
             given = headers.get(b"authorization", b"")
             scheme, _, token = given.partition(b" ")

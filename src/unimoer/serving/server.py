@@ -9,6 +9,7 @@ from types import FrameType
 
 from unimoer.errors import UserError
 from unimoer.library import UniMoER
+from unimoer.runtime import in_passing
 from unimoer.search import SearchIndex
 from unimoer.serving.settings import Settings
 
@@ -47,8 +48,7 @@ def serve(
     """
     if model is None and index is None:
         raise UserError("serve: name a model, or an index with --index")
-    opened = None if index is None else SearchIndex.open(index, model=model, device=device)
-    loaded = opened.model if opened is not None else UniMoER.load(str(model), device=device)
+    loaded, opened = in_passing(lambda: _open(model, index, device))
     listening = _listen(host, port)
     metrics = Metrics()
     service = Service(loaded, settings, index=opened, observe=metrics.batch)
@@ -59,6 +59,13 @@ def serve(
     documents = "" if opened is None else f" and {len(opened):,} documents"
     tell(f"{service.name}{documents} at {address}")
     _Server(config).run(sockets=[listening])
+
+
+def _open(model: str | None, index: Path | None, device: str) -> tuple[UniMoER, SearchIndex | None]:
+    if index is None:
+        return UniMoER.load(str(model), device=device), None
+    opened = SearchIndex.open(index, model=model, device=device)
+    return opened.model, opened
 
 
 def _listen(host: str, port: int) -> socket.socket:

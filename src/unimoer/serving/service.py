@@ -174,17 +174,17 @@ class Service:
                 vectors, _ = await self.embed([query], "query", None)
                 vector = vectors[0]
 
-        def find() -> Retrieved:
-            try:
-                index.refresh()
-                return index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank)
-            except UserError as error:
-                # Deleted, damaged, or made anew with another model; its path is the operator's business.
-                log.error("the index cannot be read", extra={"reason": str(error)})
-                message = "the index cannot be read; the server's log has more"
-                raise RefusedError(503, message, code="index_unreadable") from None
-
-        found = await asyncio.to_thread(find)
+        try:
+            await asyncio.to_thread(index.refresh)
+            # It multiplies, so it has its turn among the batches: one thread computes.
+            found: Retrieved = await self._wait(
+                self.engine.call(lambda: index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank), 0)
+            )
+        except UserError as error:
+            # Deleted, damaged, or made anew with another model; its path is the operator's business.
+            log.error("the index cannot be read", extra={"reason": str(error)})
+            message = "the index cannot be read; the server's log has more"
+            raise RefusedError(503, message, code="index_unreadable") from None
         took |= found.milliseconds
         own = None
         if rerank and found.texts:

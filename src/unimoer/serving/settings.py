@@ -12,6 +12,11 @@ class Settings(BaseModel):
 
     name: str = Field("", description="The name that clients give the model; empty: that of its folder.")
     api_key: SecretStr | None = Field(None, description="What clients must send as a bearer token; none: all may ask.")
+    hosts: frozenset[str] = Field(
+        frozenset(),
+        description="Names and addresses that requests may call this server by; none: any. A page of another site can "
+        "give its own name this machine's address, and then its scripts may read what a local server answers.",
+    )
     max_texts: int = Field(2048, ge=1, description="Texts, documents or token lists in one request.")
     max_characters: int = Field(1_000_000, ge=1, description="Of one text. Texts are cut to the model's tokens anyway.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Of one request.")

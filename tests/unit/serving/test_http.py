@@ -87,6 +87,16 @@ def test_the_key(serve: Serve) -> None:
     assert all(client.get(path).status_code == 200 for path in ("/health", "/ready", "/metrics", "/"))
 
 
+def test_a_name_of_somebody_else(serve: Serve) -> None:
+    client = serve(hosts=frozenset({"localhost", "[::1]"}))
+    for name in ("localhost", "localhost:8000", "LOCALHOST:1", "[::1]:8000", "[::1]", ""):
+        assert client.get("/ready", headers={"Host": name}).status_code == 200, name
+    for name in ("evil.example", "localhost.evil.example:8000", "127.0.0.1:8000", "[::2]:8000"):
+        answer = client.post("/v1/search", headers={"Host": name}, json={"query": "a"})
+        assert answer.status_code == 421 and "--allow-host" in answer.json()["error"]["message"], name
+    assert serve().get("/ready", headers={"Host": "evil.example"}).status_code == 200
+
+
 def test_limits(serve: Serve) -> None:
     client = serve(max_texts=3, max_characters=20, max_body_bytes=2000)
     for body in ({"input": ["a"] * 4}, {"input": ["a", "b" * 21]}):
