@@ -6,7 +6,6 @@ import collections
 import json
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from langchain_openai import OpenAIEmbeddings
 from served import Server, server
 from unimoer import UniMoER
 from unimoer.cli import main
-from unimoer.search import SearchIndex
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 KEY = "a secret"
@@ -108,21 +106,6 @@ def test_shapes_of_gateways(running: Server, path: str, body: dict[str, object])
     assert {one["index"] for one in found["results"]} == {0, 1, 2, 3}
     assert all(isinstance(one["relevance_score"], float) for one in found["results"])
     assert found["meta"]["billed_units"]["search_units"] == 1 and found["id"] and found["usage"]["total_tokens"] > 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux shows them")
-def test_one_thread_alone_computes(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each that does has OpenMP threads of its own, and more of them than cores are half as fast."""
-    index = SearchIndex.create(tmp_path / "index", checkpoint)
-    index.add({str(place): text for place, text in enumerate(DOCUMENTS)})
-    monkeypatch.setenv("OMP_NUM_THREADS", "40")
-    with server(checkpoint, tmp_path / "log", "--index", index.folder) as found, httpx.Client(timeout=60) as client:
-        for retrieve in ("fused", "dense", "bm25"):
-            body = {"query": QUERY, "retrieve": retrieve, "rerank": 3}
-            assert len(client.post(f"{found.url}/v1/search", json=body).json()["hits"]) == len(DOCUMENTS) - 1
-        client.post(f"{found.url}/v1/embeddings", json={"input": DOCUMENTS[:2]}).raise_for_status()
-        threads = len(list(Path(f"/proc/{found.process.pid}/task").iterdir()))
-    assert 40 <= threads < 80
 
 
 def test_stopping_under_load_answers_all_that_was_accepted(checkpoint: Path, tmp_path: Path) -> None:

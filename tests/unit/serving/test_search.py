@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from starlette.testclient import TestClient
@@ -13,6 +15,8 @@ from starlette.testclient import TestClient
 import tiny
 from unimoer import UniMoER
 from unimoer.search import SearchIndex
+from unimoer.serving import server
+from unimoer.serving.settings import Settings
 
 TEXTS = {key: document.content for key, document in tiny.dataset("kitchen").corpus.items()} | {"blank": " "}
 QUERY = "find my red kettle"
@@ -39,6 +43,34 @@ def test_it_is_the_index(
         assert one == pytest.approx(asdict(other), abs=1e-4)
     assert answer["milliseconds"].keys() == expected.milliseconds.keys()
     assert client.get("/v1/models").json()["data"][0]["documents"] == len(TEXTS)
+
+
+def test_one_thread_alone_computes(
+    serve: Callable[..., TestClient], index: SearchIndex, model: UniMoER, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that does has OpenMP threads of its own, and with more of them than cores every batch takes longer."""
+    seen: list[threading.Thread] = []
+
+    def noting(function: Any) -> Any:
+        def noted(*values: Any, **settings: Any) -> Any:
+            seen.append(threading.current_thread())
+            return function(*values, **settings)
+
+        return noted
+
+    monkeypatch.setattr(index, "retrieve", noting(index.retrieve))
+    for name in ("embed", "score"):
+        monkeypatch.setattr(model.model, name, noting(getattr(model.model, name)))
+    client = serve(model=model, index=index)
+    assert client.post("/v1/search", json={"query": QUERY, "rerank": 5}).json()["hits"]
+    assert len(seen) >= 3 and {one.name for one in seen} == {"engine"}
+    # Loading computes too: its threads are to be gone.
+    seen.clear()
+    monkeypatch.setattr(server.UniMoER, "load", noting(server.UniMoER.load))
+    monkeypatch.setattr(server, "_listen", mock.MagicMock())
+    monkeypatch.setattr(server._Server, "run", lambda *_, **__: None)
+    server.serve(str(model.checkpoint), None, Settings(), host="127.0.0.1", port=0, device="cpu", tell=lambda _: None)
+    assert len(seen) == 1 and not seen[0].is_alive()
 
 
 def test_what_another_process_changes_is_seen(serve: Callable[..., TestClient], index: SearchIndex) -> None:
