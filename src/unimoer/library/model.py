@@ -15,7 +15,7 @@ from unimoer.library.portable import save_portable
 from unimoer.model.backbone import read_architecture, resolve_device
 from unimoer.model.checkpoint import load_model
 from unimoer.model.inference import Report, encode, usual_budget
-from unimoer.model.scoring import score_candidates
+from unimoer.model.scoring import filled, score_candidates, with_blank
 from unimoer.model.unified import UnifiedModel
 from unimoer.runs.folder import checkpoint_folder, trained_tasks
 from unimoer.types import Task
@@ -171,7 +171,7 @@ class UniMoER:
     ) -> list[Ranked]:
         """The `top_k` best of the documents, or all, best first; equal scores keep the order that was given.
 
-        A head that reads lists takes them in that order too, as a first stage ranks them.
+        Blank documents are not read: they come last, with the lowest score of the others. A head that reads lists takes them in that order too, as a first stage ranks them.
 
         Raises:
             UserError: the model was not trained to rerank.
@@ -182,8 +182,12 @@ class UniMoER:
             raise ValueError(f"top_k: {top_k} is negative")
         [asked], listed = _texts("query", [query]), _texts("documents", documents)
         budget = batch_tokens or usual_budget(self.model.device)
-        [scores] = score_candidates(self.model, [asked], [listed], instruction, batch_tokens=budget, report=report)
-        order = np.argsort(-scores, kind="stable")[:top_k]
+        places = filled(listed)
+        candidates = [listed[place] for place in places]
+        [found] = score_candidates(self.model, [asked], [candidates], instruction, batch_tokens=budget, report=report)
+        scores = with_blank(found, places, len(listed))
+        blank = np.array([not text.strip() for text in listed], bool)
+        order = np.lexsort((-scores, blank))[:top_k]
         return [Ranked(int(index), float(scores[index]), listed[index]) for index in order]
 
     def _check(self, task: Task) -> None:

@@ -46,5 +46,17 @@ def score_candidates(
     return found
 
 
+def filled(texts: Sequence[str]) -> list[int]:
+    """Places of the texts that have something in them: a head's score of a blank one means nothing."""
+    return [place for place, text in enumerate(texts) if text.strip()]
+
+
+def with_blank(scores: np.ndarray, places: Sequence[int], count: int) -> np.ndarray:
+    """Scores `[K]` of the texts at `places` -> `[count]`: those of blank texts are the lowest of the others, or 0."""
+    whole = np.full(count, scores.min() if len(scores) else 0, np.float32)
+    whole[list(places)] = scores
+    return whole
+
+
 def _later(report: Report, before: int, total: int, done: int, _: int) -> None:
     report(before + done, total)

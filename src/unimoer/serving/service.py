@@ -15,7 +15,7 @@ from unimoer.errors import UserError
 from unimoer.library import UniMoER
 from unimoer.library.hits import timed
 from unimoer.library.model import Kind
-from unimoer.model.scoring import score_candidates
+from unimoer.model.scoring import filled, score_candidates, with_blank
 from unimoer.search import Hit, Hits, SearchIndex
 from unimoer.search.index import Retrieve
 from unimoer.search.snapshot import Retrieved, arrange
@@ -133,10 +133,9 @@ class Service:
     async def _score(self, query: str, documents: Sequence[str], instruction: str | None) -> tuple[np.ndarray, Used]:
         """The head's own scores, `[K]` float32; a blank document, which is not read, has the lowest of the others."""
         self.can(Task.RERANKING)
-        places = [place for place, text in enumerate(documents) if text.strip()]
-        scores = np.zeros(len(documents), np.float32)
+        places = filled(documents)
         if not places:
-            return scores, Used(0, 0)
+            return np.zeros(len(documents), np.float32), Used(0, 0)
         listed = [documents[place] for place in places]
         model = self.model.model
         shortened: list[int] = []
@@ -152,9 +151,7 @@ class Service:
             queries = [query] * len(listed)
             ids = await self._tokenise(lambda: model.prompter.pairs(queries, listed, instruction, shortened=shortened))
             found, used = await self._wait(self.engine.submit(Task.RERANKING, ids)), _used(ids, shortened)
-        scores[:] = found.min()
-        scores[places] = found
-        return scores, used
+        return with_blank(found, places, len(documents)), used
 
     async def search(self, query: str, k: int, retrieve: Retrieve, rerank: int) -> Hits[Hit]:
         """The index's best documents of a query, as they are now: another process may have changed it.

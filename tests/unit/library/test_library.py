@@ -46,16 +46,35 @@ def test_numbers_are_those_of_the_model(model: UniMoER, base: Path) -> None:
 def test_reranking_is_the_order_of_the_scores(model: UniMoER) -> None:
     scores = model.score([(QUERY, text) for text in DOCUMENTS])
     found = model.rerank(QUERY, DOCUMENTS)
-    assert found == sorted(found, key=lambda one: (-one.score, one.index))
+    *read, blank = found
+    assert read == sorted(read, key=lambda one: (-one.score, one.index))
     assert [DOCUMENTS[one.index] for one in found] == [one.document for one in found]
-    np.testing.assert_allclose([one.score for one in found], scores[[one.index for one in found]], atol=1e-5)
-    # Equal texts keep their order, and an empty one its place.
+    np.testing.assert_allclose([one.score for one in read], scores[[one.index for one in read]], atol=1e-5)
+    # Equal texts keep their order.
     order = [one.index for one in found]
     assert order.index(0) == order.index(3) - 1
-    assert np.isfinite(scores).all() and 2 in order
+    assert blank == (2, read[-1].score, "") and np.isfinite(scores).all()
     assert model.rerank(QUERY, DOCUMENTS, 2) == found[:2] and isinstance(found[0], Ranked)
     assert model.rerank(QUERY, DOCUMENTS, 0) == model.rerank(QUERY, []) == []
     assert model.rerank(QUERY, DOCUMENTS, 50) == found
+
+
+@pytest.mark.parametrize("head", ["yes_no", "listwise", "cosine"])
+def test_blank_documents_are_not_read_and_come_last(base: Path, tmp_path: Path, head: str) -> None:
+    prompts = {
+        **tiny.PROMPTS,
+        "candidates": "{query}{mark}\n{candidates}{query}{mark}",
+        "candidate": "{document}{mark}\n",
+    }
+    pooling = "last" if head == "yes_no" else "mean"
+    built = tiny.build(base, reranking={"head": head, "pooling": pooling}, prompts=prompts, noise=0.3)
+    save_model(built, tmp_path / "saved")
+    model = UniMoER.load(tmp_path / "saved", device="cpu")
+    texts = ["", *DOCUMENTS[:2], " \n\t"]
+    found = model.rerank(QUERY, texts)
+    assert [one.index for one in found[2:]] == [0, 3] and {one.score for one in found[1:]} == {found[1].score}
+    assert [one[1:] for one in found[:2]] == [one[1:] for one in model.rerank(QUERY, DOCUMENTS[:2])]
+    assert model.rerank(QUERY, ["", " "]) == [(0, 0, ""), (1, 0, " ")]
 
 
 @pytest.mark.parametrize("around", [0, 2, 5, 63])
