@@ -50,6 +50,7 @@ bench: setup ## Measure speed and memory against PEFT, sentence-transformers, a 
 	@$(BIN)/unimoer bench train --arms
 	@$(BIN)/unimoer bench encode
 	@$(BIN)/unimoer bench encode --arms
+	@$(BIN)/unimoer bench latency
 	@$(BIN)/unimoer bench memory
 	@$(BIN)/unimoer bench memory --serving smollm2-135m-search
 	@$(BIN)/unimoer bench rerank

@@ -55,7 +55,6 @@ def encode(
     texts: Annotated[int, typer.Option(min=8, help="Documents to encode.")] = 400,
     pairs: Pairs = 7,
     arms: Annotated[bool, typer.Option("--arms", help="Routed experts against fixed weights instead.")] = False,
-    one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Single queries instead of documents.")] = False,
     device: Device = "auto",
 ) -> None:
     """Texts per second against sentence-transformers with the adapter merged, or what routing costs."""
@@ -71,7 +70,33 @@ def encode(
         rank=rank,
         texts=texts,
         pairs=pairs,
-        one_by_one=one_by_one,
+    )
+
+
+@app.command("latency")
+def latency(
+    base: Base = "embedded:smollm2-135m",
+    layers: Layers = 12,
+    rank: Rank = 8,
+    texts: Annotated[int, typer.Option(min=8, help="Queries.")] = 24,
+    pairs: Pairs = 7,
+    peer: Annotated[bool, typer.Option("--peer", help="Against sentence-transformers instead.")] = False,
+    device: Device = "auto",
+) -> None:
+    """One query at a time, as a search box sends them: routed experts against one LoRA that is merged."""
+    from unimoer.benchmarks.encode import bench_encode, bench_encode_arms
+    from unimoer.model.backbone import resolve_device
+
+    bench = bench_encode if peer else bench_encode_arms
+    bench(
+        Console(),
+        resolve_device(device),
+        base=base,
+        layers=layers,
+        rank=rank,
+        texts=texts,
+        pairs=pairs,
+        one_by_one=True,
     )
 
 

@@ -171,7 +171,8 @@ class UniMoER:
     ) -> list[Ranked]:
         """The `top_k` best of the documents, or all, best first; equal scores keep the order that was given.
 
-        Blank documents are not read: they come last, with the lowest score of the others. A head that reads lists takes them in that order too, as a first stage ranks them.
+        Blank documents are not read: they come last, with the lowest score of the others. A head that reads lists takes
+        the others in that order too, as a first stage ranks them.
 
         Raises:
             UserError: the model was not trained to rerank.
