@@ -1,4 +1,4 @@
-"""The code of the page about integrations runs, block by block, with a small model in place of the named one."""
+"""The code of every integration's page runs, with a small model in place of the named one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 import tiny
-from unimoer import UniMoER
+from unimoer import UniMoER, integrations
 from unimoer.model.checkpoint import save_model
 
-PAGE = (Path(__file__).parents[3] / "docs" / "integrations.md").read_text()
+FOLDER = Path(__file__).parents[3] / "docs" / "integrations"
 BLOCKS = {
-    title: block
-    for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    for block in re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    page.stem: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for page in FOLDER.glob("*.md")
+    if page.stem != "README"
 }
 
 
@@ -26,17 +26,17 @@ def model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> UniMoER:
     return UniMoER.load(folder, device="cpu")
 
 
-def test_every_block_is_run() -> None:
-    assert set(BLOCKS) == {"LangChain", "LlamaIndex", "MTEB", "Qdrant", "sentence-transformers"}
-    assert PAGE.count("```python") == len(BLOCKS)
+def test_every_integration_has_a_page_with_code() -> None:
+    files = {path.stem.replace("_", "-") for path in Path(integrations.__file__).parent.glob("[!_]*.py")}
+    assert set(BLOCKS) == files and all(len(blocks) == 1 for blocks in BLOCKS.values())
 
 
-@pytest.mark.parametrize("title", sorted(BLOCKS))
-def test_the_code_of_the_page_runs(title: str, model: UniMoER, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", sorted(BLOCKS))
+def test_the_code_of_the_page_runs(page: str, model: UniMoER, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     load = UniMoER.load
     named = "smollm2-135m-search"
     monkeypatch.setattr(UniMoER, "load", lambda name, **options: model if name == named else load(name, **options))
     names: dict[str, object] = {}
-    exec(BLOCKS[title], names)
-    assert len(names["scores" if title == "MTEB" else "best"]) == 2  # type: ignore[arg-type]
+    exec(BLOCKS[page][0], names)
+    assert len(names["scores" if page == "mteb" else "best"]) == 2  # type: ignore[arg-type]
