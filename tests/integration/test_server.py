@@ -95,7 +95,7 @@ def test_langchain(
         # LiteLLM, by its providers for Jina, Cohere and vLLM.
         ("/v1/rerank", {"top_n": 4, "return_documents": True}),
         ("/v2/rerank", {"max_tokens_per_doc": 4096}),
-        ("/v1/rerank", {"rank_fields": None, "user": "somebody"}),
+        ("/rerank", {"rank_fields": None, "user": "somebody"}),
     ],
 )
 def test_shapes_of_gateways(running: Server, path: str, body: dict[str, object]) -> None:

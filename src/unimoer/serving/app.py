@@ -92,12 +92,14 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
         if body.return_documents:
             for result in results:
                 result["document"] = {"text": texts[result["index"]]}
-        meta = {"api_version": {"version": request.url.path[2:3]}, "billed_units": {"search_units": 1}}
+        version = "2" if request.url.path.startswith("/v2/") else "1"
+        meta = {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
         content = {"id": uuid4().hex, "model": body.model or service.name, "results": results, "usage": usage}
         return JSONResponse({**content, "meta": meta})
 
-    for path in ("/v1/rerank", "/v2/rerank"):
-        app.post(path, operation_id=f"rerank_{path[2]}")(rerank)
+    # Without a version as vLLM has it.
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        app.post(path, operation_id=path[1:].replace("/", "_"))(rerank)
 
     @app.post("/v1/search")
     async def search(body: SearchRequest, request: Request) -> Response:

@@ -19,7 +19,7 @@ def relevance(answer: dict[str, Any]) -> dict[int, float]:
     return {one["index"]: one["relevance_score"] for one in answer["results"]}
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
 def test_the_order_is_the_librarys(client: TestClient, model: UniMoER, path: str) -> None:
     answer = client.post(path, json={"query": QUERY, "documents": DOCUMENTS}).json()
     assert [one["index"] for one in answer["results"]] == [one.index for one in model.rerank(QUERY, DOCUMENTS)]
