@@ -26,7 +26,7 @@ def test_the_order_is_the_librarys(client: TestClient, model: UniMoER, path: str
     scores = model.score([(QUERY, text) for text in DOCUMENTS])
     found = relevance(answer)
     np.testing.assert_allclose([found[n] for n in range(4)], model.model.head.relevance(scores), rtol=1e-4)
-    assert answer["meta"]["api_version"]["version"] == path[2]
+    assert answer["meta"]["api_version"]["version"] == ("2" if "v2" in path else "1")
     assert "document" not in answer["results"][0]
     # Equal texts: equal scores, in the order given.
     assert found[0] == found[2]
