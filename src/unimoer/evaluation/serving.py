@@ -30,11 +30,14 @@ class Traffic:
 
 def weight_bytes(models: Iterable[nn.Module]) -> int:
     """Of parameters and buffers, each storage once: tied matrices are one."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for model in models
-        for tensor in [*model.parameters(), *model.buffers()]
-    }
+    storages: dict[int, int] = {}
+    for tensor in (tensor for model in models for tensor in [*model.parameters(), *model.buffers()]):
+        if tensor.is_mkldnn:
+            # In oneDNN's layout: its storage is not to be seen, and nothing else is in it.
+            storages[id(tensor)] = tensor.nbytes
+        else:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimoer.config import AdapterConfig
+from unimoer.model.blocked import block, linear
 from unimoer.model.ops import Block, Layout, lora_linear
 from unimoer.model.routing import Routing
 from unimoer.model.served import Served
@@ -85,20 +86,21 @@ class MoELoRALinear(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing | None = None, residual: Tensor | None = None) -> Tensor:
         """`x [..., d_in] -> [..., sum d_out]`; without `routing` all experts are added up; `residual` is added too."""
-        experts = tuple(self.a) if routing is None else tuple(name for name in routing.experts if name in self.a)
+        experts = tuple(self.active) if routing is None else tuple(one for one in routing.experts if one in self.active)
         weighed = routing is not None and routing.weights is not None
         if self._served is not None and not weighed:
             return self._served.add_up(x, experts, residual)
         if not experts:
-            y = F.linear(x, self.weight, self.bias)
-            return y if residual is None else y + residual
+            return linear(x, self.weight, self.bias, residual)
         plan = self._plan(experts)
         weights = None
         if routing is not None and routing.weights is not None:
             # A product, not an index: its backward is one too, and needs no scattered sum.
             weights = routing.weights @ plan.spread
-        if self._served is not None and weights is not None and experts == tuple(self.a):
+        if self._served is not None and weights is not None and experts == tuple(self.active):
             return self._served.weighed(x, weights, residual)
+        if self._served is not None:
+            self._served.restore(self)
         return lora_linear(
             x,
             self.weight,
@@ -148,8 +150,10 @@ class MoELoRALinear(nn.Module):
         Raises:
             KeyError: the projection or the expert is not there.
         """
-        if expert not in self.a or name not in self.targets:
-            raise KeyError(f"no expert {expert!r} on {name!r}; adapted: {self.targets}, experts: {list(self.a)}")
+        if expert not in self.active or name not in self.targets:
+            raise KeyError(f"no expert {expert!r} on {name!r}; adapted: {self.targets}, experts: {list(self.active)}")
+        if self._served is not None:
+            self._served.restore(self)
         place, rank = self.targets.index(name), self.ranks[expert]
         block = self._plan((expert,)).layout[place]
         return self.a[expert][place * rank : (place + 1) * rank], self.b[expert][block.b_rows], self.scale
@@ -184,11 +188,20 @@ class MoELoRALinear(nn.Module):
 
         Weights, `a` and `b` become views: nothing is stored twice, and nothing is stacked while serving.
         """
-        if not self.a:
+        if not self.active:
             return
         for expert, active in self.active.items():
             self.b[expert].data[:, active:] = 0
-        self._served = Served(self, merged, self._plan(tuple(self.a)).by_projection)
+        self._served = Served(self, merged, self._plan(tuple(self.active)).by_projection)
+
+    @torch.no_grad()
+    def lay_out(self) -> None:
+        """Put the frozen weights into the layout that products read fastest, where one is known; the last step."""
+        if self._served is not None:
+            self._served.lay_out(self)
+        elif not self.active and (laid_out := block(self.weight)).is_mkldnn:
+            del self.weight
+            self.register_buffer("weight", laid_out)
 
     def remove(self, expert: str) -> None:
         """Take an expert out for good; what it added to the output is gone.
@@ -198,11 +211,14 @@ class MoELoRALinear(nn.Module):
         """
         if self._served is not None and self._served.merged:
             raise ValueError("experts are merged for inference; none can be removed any more")
+        if self._served is not None:
+            self._served.restore(self)
         del self.a[expert], self.b[expert], self.active[expert]
         self._plans.clear()
         if self._served is not None:
             self._served = None
             self.stack()
+            self.lay_out()
             # The gain is for the caller to change next.
             self._plans.clear()
 

@@ -141,6 +141,7 @@ def identify(model: UnifiedModel, *parts: str) -> str:
     digest = hashlib.sha256("\0".join([model.config.model_dump_json(), *parts]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\0{name}".encode())
+        tensor = tensor.to_dense() if tensor.is_mkldnn else tensor
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -1,20 +1,22 @@
 """Experts as they are served: their A lie below the frozen weights, so that one product computes both.
 
 A narrow product costs a call and a pass over its input, whatever its rank: for a single query, several percent of a
-layer. And where each task has experts of its own, those of one task are merged: it runs as fast as a model without any,
-and the other task adds the difference.
+layer. Where each task has experts of its own, those of one task are merged: it runs as fast as a model without any, and
+the other task adds the difference, by products of its own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimoer.model.blocked import block, linear
 from unimoer.model.ops import weigh
 
 if TYPE_CHECKING:
@@ -50,24 +52,47 @@ class Served:
         for name in self.merged:
             module.fold(name)
         sizes = [len(a) for a in module.a.values()]
-        self.weight = torch.cat([module.weight, *(a.to(dtype) for a in module.a.values())])
         self.b = torch.cat([b.to(dtype) for b in module.b.values()], dim=1)
-        self.columns: dict[str, slice] = {}
-        start = 0
-        own = zip(self.experts, self.weight[rows:].split(sizes), self.b.split(_ranks(module), dim=1), strict=True)
-        for (name, a, b), size in zip(own, sizes, strict=True):
-            module.a[name], module.b[name] = (nn.Parameter(part, requires_grad=False) for part in (a, b))
-            self.columns[name] = slice(start, start + size)
-            start += size
-        module.weight = nn.Parameter(self.weight[:rows], requires_grad=False)
+        for name, b in zip(self.experts, self.b.split(_ranks(module), dim=1), strict=True):
+            module.b[name] = nn.Parameter(b, requires_grad=False)
+        ends = list(accumulate(sizes))
+        self.columns = {name: slice(end - size, end) for name, end, size in zip(self.experts, ends, sizes, strict=True)}
+        low = torch.cat([a.to(dtype) for a in module.a.values()])
+        self.low = low if self.merged else None
+        """The experts' A, if they have a product of their own."""
+        self.weight = module.weight.detach() if self.merged else torch.cat([module.weight, low])
+        self._show(module)
+
+    def lay_out(self, module: MoELoRALinear) -> None:
+        """Put the weights into the layout of products, where there is one; A that lie below them are then unseen."""
+        self.weight = block(self.weight)
+        if not self.weight.is_mkldnn:
+            return
+        del module.weight
+        module.register_buffer("weight", self.weight)
+        if self.low is None:
+            module.a.clear()
+
+    def restore(self, module: MoELoRALinear) -> None:
+        """Undo `lay_out`: for whoever looks at the weights."""
+        if self.weight.is_mkldnn:
+            self.weight = self.weight.to_dense()
+            self._show(module)
+
+    def _show(self, module: MoELoRALinear) -> None:
+        """Let the module's weights and A be views of those here."""
+        low = self.weight[self.rows :] if self.low is None else self.low
+        del module.weight
+        module.weight = nn.Parameter(self.weight[: self.rows], requires_grad=False)
+        for name, columns in self.columns.items():
+            module.a[name] = nn.Parameter(low[columns], requires_grad=False)
 
     def add_up(self, x: Tensor, experts: Sequence[str], residual: Tensor | None) -> Tensor:
         """`[..., d_in] -> [..., sum d_out]` with some experts, whole and unweighed."""
         parts = [(name, self.scale) for name in experts if name not in self.merged]
         parts += [(name, -self.scale) for name in self.merged if name not in experts]
-        if not parts:
-            y = F.linear(x, self.weight[: self.rows], self.bias)
-            return y if residual is None else y.add_(residual)
+        if not parts and (self.low is not None or not self.weight.is_mkldnn):
+            return linear(x, self.weight if self.low is not None else self.weight[: self.rows], self.bias, residual)
         y, hidden = self._product(x, residual)
         for name, scale in parts:
             ranks = hidden[:, self.columns[name]]
@@ -86,10 +111,15 @@ class Served:
 
     def _product(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the base gives, with the residual, and the hidden ranks of all experts; both `[N, ...]`."""
-        whole = F.linear(x.flatten(0, -2), self.weight)
+        x = x.flatten(0, -2)
+        if residual is not None:
+            residual = residual.flatten(0, -2)
+        if self.low is not None:
+            return linear(x, self.weight, self.bias, residual), F.linear(x, self.low)
+        whole = linear(x, self.weight)
         y, hidden = whole[:, : self.rows], whole[:, self.rows :]
         if residual is not None:
-            y = y + residual.flatten(0, -2)
+            y = y + residual
         if self.bias is not None:
             y.add_(self.bias)
         return y, hidden

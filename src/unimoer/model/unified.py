@@ -222,6 +222,7 @@ class UnifiedModel(nn.Module):
                 adapter.stack(merged)
             else:
                 adapter.merge()
+            adapter.lay_out()
         return self.eval()
 
     def after_step(self) -> None:

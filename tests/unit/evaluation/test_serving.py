@@ -10,6 +10,7 @@ import pytest
 import tiny
 from unimoer.evaluation import serving
 from unimoer.evaluation.serving import Traffic, serving_costs, weight_bytes
+from unimoer.model.backbone import resolve_dtype
 from unimoer.types import Task
 
 ROUTED = {"rank": 4, "experts": {"embedding": 2, "reranking": 2}, "router": {"type": "sparsegen"}}
@@ -104,11 +105,12 @@ def test_a_score_head_that_an_arm_has_no_use_for_is_not_counted(base: Path) -> N
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merged_lora_weighs_nothing_and_experts_do(dtype: str, base: Path) -> None:
     bare = weight_bytes([tiny.build(base, adapter={"rank": 1, "targets": ["q_proj"]}, dtype=dtype).for_inference()])
-    merged, routed = (
-        tiny.build(base, adapter=adapter, dtype=dtype).for_inference() for adapter in ({"rank": 4}, ROUTED)
-    )
-    assert weight_bytes([merged]) == bare
-    experts = sum(a.nbytes for name, a in routed.named_parameters() if ".a." in name or ".b." in name)
+    merged, routed = (tiny.build(base, adapter=adapter, dtype=dtype) for adapter in ({"rank": 4}, ROUTED))
+    assert weight_bytes([merged.for_inference()]) == bare
+    # In the base's precision, as they are served.
+    size = resolve_dtype(dtype, tiny.CPU).itemsize
+    experts = sum(p.numel() * size for name, p in routed.named_parameters() if ".a." in name or ".b." in name)
+    routed.for_inference()
     routers = sum(p.nbytes for name, p in routed.named_parameters() if "router" in name or "sparsity" in name)
     routers += sum(buffer.nbytes for name, buffer in routed.named_buffers() if ".routers." in name)
     assert experts > 0 and routers > 0 and weight_bytes([routed]) == bare + experts + routers
