@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +13,23 @@ import typer
 from rich.console import Console
 
 from unimoer.cli.options import Device
+from unimoer.errors import UserError
 
 KEY = "UNIMOER_API_KEY"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+def names(host: str, allowed: Sequence[str]) -> frozenset[str]:
+    """What requests may call a server that listens on `host`; empty: anything."""
+    try:
+        address = ipaddress.ip_address(host)
+        local, own = address.is_loopback, f"[{address}]" if address.version == 6 else str(address)
+    except ValueError:
+        local, own = host.lower() == "localhost", host
+    for one in allowed:
+        if re.search(r":\d+$", one) or "/" in one:
+            raise UserError(f"--allow-host {one}: a name alone, without port or path")
+    return frozenset(one.lower() for one in (*allowed, *LOOPBACK, own)) if local or allowed else frozenset()
 
 
 def serve(
@@ -33,6 +50,7 @@ def serve(
     queue_tokens: Annotated[int, typer.Option(min=1, help="Tokens that may wait; beyond: 429.")] = 262_144,
     max_texts: Annotated[int, typer.Option(min=1, help="Texts in one request.")] = 2048,
     max_characters: Annotated[int, typer.Option(min=1, help="Characters of one text.")] = 1_000_000,
+    body_seconds: Annotated[float, typer.Option(min=0.1, help="To wait for the next piece of a request.")] = 30,
     token_ids: Annotated[
         str | None,
         typer.Option(help="Whose token ids clients may send: own, a tokenizer's folder or id, tiktoken:NAME."),
@@ -43,16 +61,15 @@ def serve(
     from unimoer.serving.server import serve as run
     from unimoer.serving.settings import Settings
 
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    hosts = [*(allow_host or ()), *((*LOOPBACK, host) if local or allow_host else ())]
     settings = Settings(
         name=name,
-        hosts=frozenset(one.lower() for one in hosts),
+        hosts=names(host, allow_host or ()),
         api_key=os.environ.get(KEY) or None,
         batch_tokens=batch_tokens,
         queue_tokens=queue_tokens,
         max_texts=max_texts,
         max_characters=max_characters,
+        body_seconds=body_seconds,
         token_ids=token_ids,
     )
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)

@@ -8,6 +8,7 @@ byte-pair merges across the seams are those of the finished text.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +24,15 @@ MARK = "\0"
 """Stands for a mark in a rendered prompt, where no tokenizer's word can be taken for it; users' texts lose theirs."""
 WINDOW = 16
 """Characters read at first for each token of the budget: some four times what they take in running text."""
+INSTRUCTION = 256
+"""Tokens of an instruction that comes with a call."""
 OFFSETS = 256
 """Texts whose offsets are in memory at a time: they take far more than the text."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a reader sees nothing: white space, controls, and marks without width."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 class Prompter:
@@ -77,10 +85,15 @@ class Prompter:
         ids = tokenizer("a").input_ids
         return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
+    def is_blank(self, text: str) -> bool:
+        """Whether nothing of a text reaches a prompt that a reader would see: control tokens are taken out of it."""
+        return is_blank(text) or is_blank(self.clean(text))
+
     def queries(
         self, texts: Sequence[str], instruction: str | None = None, *, shortened: list[int] | None = None
     ) -> list[list[int]]:
         """Token ids of queries to embed; `shortened` is told the places of those that were cut."""
+        instruction = self._told(instruction)
         cut = self._cut(texts, self.config.max_query_tokens, shortened)
         return self._embedding_ids([self._fill(self.config.query, instruction, query=text) for text in cut])
 
@@ -88,6 +101,7 @@ class Prompter:
         self, texts: Sequence[str], instruction: str | None = None, *, shortened: list[int] | None = None
     ) -> list[list[int]]:
         """Token ids of documents to embed; `shortened` is told the places of those that were cut."""
+        instruction = self._told(instruction)
         cut = self._cut(texts, self.config.max_document_tokens, shortened)
         return self._embedding_ids([self._fill(self.config.document, instruction, document=text) for text in cut])
 
@@ -98,9 +112,11 @@ class Prompter:
         instruction: str | None = None,
         *,
         shortened: list[int] | None = None,
+        shortened_queries: list[int] | None = None,
     ) -> list[list[int]]:
         """Token ids of query-document pairs to score, aligned; `shortened` is told the places of documents cut."""
-        cut_queries = self._cut(queries, self.config.max_query_tokens)
+        instruction = self._told(instruction)
+        cut_queries = self._cut(queries, self.config.max_query_tokens, shortened_queries)
         cut_documents = self._cut(documents, self.config.max_document_tokens, shortened)
         prompts = [
             self._fill(self.config.pair, instruction, query=query, document=document)
@@ -135,15 +151,18 @@ class Prompter:
         instruction: str | None = None,
         *,
         marked: bool = True,
+        shortened: list[int] | None = None,
+        shortened_queries: list[int] | None = None,
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of prompts that hold a query with its candidates, and the positions of each prompt's marks.
 
         A mark is a padding token: what stands there is put in by the head that reads it. Not `marked`, there are none.
         """
         mark = MARK if marked else ""
-        cut_queries = self._cut(queries, self.config.max_query_tokens)
+        instruction = self._told(instruction)
+        cut_queries = self._cut(queries, self.config.max_query_tokens, shortened_queries)
         flat = [text for texts in candidates for text in texts]
-        documents = iter(self._cut(flat, self.config.max_document_tokens))
+        documents = iter(self._cut(flat, self.config.max_document_tokens, shortened))
         prompts = []
         for query, texts in zip(cut_queries, candidates, strict=True):
             items = [
@@ -164,8 +183,12 @@ class Prompter:
             marks.append(places)
         return ids, marks
 
-    def _fill(self, template: str, instruction: str | None, **fields: str) -> str:
-        fields["instruction"] = self.config.instruction if instruction is None else instruction
+    def _told(self, instruction: str | None) -> str:
+        """The checkpoint's, or a caller's, which is text like any other."""
+        return self.config.instruction if instruction is None else self._cut([instruction], INSTRUCTION)[0]
+
+    def _fill(self, template: str, instruction: str, **fields: str) -> str:
+        fields["instruction"] = instruction
         # One pass, so that braces inside a user's text are never taken for a field.
         return re.sub(FIELDS, lambda match: fields.get(match[1], match[0]), template)
 
@@ -180,8 +203,7 @@ class Prompter:
 
     def _cut(self, texts: Sequence[str], budget: int, shortened: list[int] | None = None) -> list[str]:
         """Each text without control tokens, shortened to at most `budget` tokens of its own."""
-        # A mark first: one inside a control token would hide it.
-        clean = [self._without_control(text.replace(MARK, "")) for text in texts]
+        clean = [self.clean(text) for text in texts]
         # A token covers at least one byte: shorter texts need no look.
         long = [index for index, text in enumerate(clean) if len(text.encode()) > budget]
         for start in range(0, len(long), OFFSETS):
@@ -218,6 +240,11 @@ class Prompter:
             if len(self._tokenise([text[:end]])[0]) <= len(ends):
                 return text[:end]
         return ""
+
+    def clean(self, text: str) -> str:
+        """A text without what only a prompt may hold: control tokens and marks."""
+        # A mark first: one inside a control token would hide it.
+        return self._without_control(text.replace(MARK, ""))
 
     def _without_control(self, text: str) -> str:
         """Removing one control token can make another out of what stood around it; one pass with a stack sees both."""

@@ -33,6 +33,9 @@ def identity(model: UniMoER, task: Task = Task.EMBEDDING) -> str:
     prompts = config.prompts.model_dump(include=kept, exclude_defaults=True)
     # Only what differs from its default: a setting of a later version changes nothing here.
     settings = [part.model_dump(mode="json", exclude_defaults=True) for part in parts]
+    if config.adapter.router is not None:
+        # A router's type is the default of its kind.
+        settings[0]["router"]["type"] = config.adapter.router.type
     content = json.dumps([about["base_fingerprint"], settings, prompts, *extra], sort_keys=True)
     digest = hashlib.sha256(content.encode())
     digest.update((model.checkpoint / "adapter.safetensors").read_bytes())

@@ -152,12 +152,20 @@ class UniMoER:
             if isinstance(pair, str) or len(pair) != 2:
                 raise TypeError(f"pairs[{index}]: not a pair of query and document")
         queries = _texts("queries", [query for query, _ in pairs])
-        documents = [[text] for text in _texts("documents", [document for _, document in pairs])]
+        documents = _texts("documents", [document for _, document in pairs])
         if not queries:
             return np.empty(0, np.float32)
+        # Pairs of one query share what is computed of it.
+        places: dict[str, list[int]] = {}
+        for place, query in enumerate(queries):
+            places.setdefault(query, []).append(place)
+        listed = [[documents[place] for place in group] for group in places.values()]
         budget = batch_tokens or usual_budget(self.model.device)
-        found = score_candidates(self.model, queries, documents, instruction, batch_tokens=budget, report=report)
-        return np.concatenate(found)
+        found = score_candidates(self.model, list(places), listed, instruction, batch_tokens=budget, report=report)
+        scores = np.empty(len(queries), np.float32)
+        for group, own in zip(places.values(), found, strict=True):
+            scores[group] = own
+        return scores
 
     def rerank(
         self,
@@ -183,11 +191,12 @@ class UniMoER:
             raise ValueError(f"top_k: {top_k} is negative")
         [asked], listed = _texts("query", [query]), _texts("documents", documents)
         budget = batch_tokens or usual_budget(self.model.device)
-        places = filled(listed)
+        places = filled(self.model, listed)
         candidates = [listed[place] for place in places]
         [found] = score_candidates(self.model, [asked], [candidates], instruction, batch_tokens=budget, report=report)
         scores = with_blank(found, places, len(listed))
-        blank = np.array([not text.strip() for text in listed], bool)
+        blank = np.ones(len(listed), bool)
+        blank[places] = False
         order = np.lexsort((-scores, blank))[:top_k]
         return [Ranked(int(index), float(scores[index]), listed[index]) for index in order]
 

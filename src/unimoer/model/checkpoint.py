@@ -35,16 +35,24 @@ BASE_INSIDE = {"folder": "base", "file": "base.gguf"}
 """What the frozen base is called in a checkpoint that brings it along."""
 
 
-def golden_outputs(model: UnifiedModel) -> dict[str, Any]:
-    """Embedding (first 8 of its numbers) and score of the golden texts."""
+def golden_outputs(model: UnifiedModel, query: str = GOLDEN_QUERY, document: str = GOLDEN_DOCUMENT) -> dict[str, Any]:
+    """The golden texts with the first 8 numbers of each one's vector, and their score as a pair."""
     prompter, side = model.prompter, model.config.padding
     pad_id = model.tokenizer.pad_token_id
-    query = pad(prompter.queries([GOLDEN_QUERY]), pad_id=pad_id, padding=side, multiple=16)
+    ids = (prompter.queries([query]), prompter.documents([document]))
+    batches = (pad(one, pad_id=pad_id, padding=side, multiple=16).to(str(model.device)) for one in ids)
     with torch.inference_mode():
-        vector = model.embed(query.to(str(model.device)))[0]
-        [[score]] = score_candidates(model, [GOLDEN_QUERY], [[GOLDEN_DOCUMENT]])
+        asked, found = (model.embed(batch)[0, :8].tolist() for batch in batches)
+        [[score]] = score_candidates(model, [query], [[document]])
     dtype = next(p.dtype for p in model.decoder.parameters() if not p.requires_grad)
-    return {"embedding": vector[:8].tolist(), "score": float(score), "dtype": str(dtype).removeprefix("torch.")}
+    return {
+        "query": query,
+        "document": document,
+        "embedding": asked,
+        "document_embedding": found,
+        "score": float(score),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def fingerprint(model: UnifiedModel) -> str:
@@ -94,7 +102,9 @@ def save_model(model: UnifiedModel, folder: Path, *, dtype: torch.dtype = torch.
     was_training = model.training
     model.eval()
     golden = golden_outputs(model)
-    if not all(math.isfinite(value) for value in (*golden["embedding"], golden["score"])):
+    if not all(
+        math.isfinite(value) for value in (*golden["embedding"], *golden["document_embedding"], golden["score"])
+    ):
         raise UserError(f"{folder}: the trained model returns no numbers: training diverged; lower the learning rate")
     with new_folder(folder) as temporary:
         kept = {name: tensor.to(dtype) if name in rounded else tensor for name, tensor in model.state().items()}
@@ -199,10 +209,12 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def verify_golden(model: UnifiedModel, golden: dict[str, Any], folder: Path) -> None:
     """Raises: UserError when the model does not give what `golden_outputs` gave when it was saved in `folder`."""
-    now = golden_outputs(model)
+    now = golden_outputs(model, golden.get("query", GOLDEN_QUERY), golden.get("document", GOLDEN_DOCUMENT))
     # The coarser of the two precisions decides what can be asked for.
     tolerance = max(GOLDEN_TOLERANCE[name] for name in (golden.get("dtype", now["dtype"]), now["dtype"]))
-    expected, actual = torch.tensor(golden["embedding"]), torch.tensor(now["embedding"])
+    # Those of earlier versions have no document's.
+    names = [name for name in ("embedding", "document_embedding") if name in golden]
+    expected, actual = (torch.tensor([numbers for name in names for numbers in one[name]]) for one in (golden, now))
     drift = float((expected - actual).norm() / expected.norm())
     score_drift = abs(golden["score"] - now["score"]) / max(1.0, abs(golden["score"]))
     if max(drift, score_drift) > tolerance:

@@ -58,6 +58,10 @@ def _run(
     multiple: int,
     report: Report | None,
 ) -> Tensor:
+    # Equal rows once: in another batch, beside other lengths, the same row would round to other numbers.
+    unique = {row: place for place, row in enumerate(dict.fromkeys(map(tuple, ids)))}
+    where = [unique[tuple(row)] for row in ids]
+    ids = list(unique)
     device = str(model.device)
     outputs = torch.empty(0)
     done = 0
@@ -71,7 +75,7 @@ def _run(
         done += len(rows)
         if report is not None:
             report(done, len(ids))
-    return outputs
+    return outputs[where]
 
 
 def encode(

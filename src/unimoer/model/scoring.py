@@ -35,20 +35,29 @@ def score_candidates(
     if model.reads_apart:
         logits = score(model, ids, batch_tokens=batch_tokens, report=report)
         return np.split(logits, np.cumsum(sizes)[:-1])
-    found: list[np.ndarray] = []
-    done = 0
+    scores = np.empty(len(ids), np.float32)
+    # Single pairs share nothing with others, and go through the model together.
+    alone: list[int] = []
+    start = done = 0
     for size in sizes:
-        rows = ids[done : done + size]
+        places = list(range(start, start + size))
+        start += size
+        alike = Alike(model, [ids[place] for place in places])
+        if not alike.shared:
+            alone += places
+            continue
         later = None if report is None else partial(_later, report, done, len(ids))
-        alike = Alike(model, rows).score(rows, batch_tokens=batch_tokens, report=later) if rows else None
-        found.append(np.empty(0, dtype=np.float32) if alike is None else alike)
+        scores[places] = alike.score([ids[place] for place in places], batch_tokens=batch_tokens, report=later)
         done += size
-    return found
+    if alone:
+        later = None if report is None else partial(_later, report, done, len(ids))
+        scores[alone] = score(model, [ids[place] for place in alone], batch_tokens=batch_tokens, report=later)
+    return np.split(scores, np.cumsum(sizes)[:-1])
 
 
-def filled(texts: Sequence[str]) -> list[int]:
+def filled(model: UnifiedModel, texts: Sequence[str]) -> list[int]:
     """Places of the texts that have something in them: a head's score of a blank one means nothing."""
-    return [place for place, text in enumerate(texts) if text.strip()]
+    return [place for place, text in enumerate(texts) if not model.prompter.is_blank(text)]
 
 
 def with_blank(scores: np.ndarray, places: Sequence[int], count: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from unimoer.config.rag import RetrievalConfig
 from unimoer.data.bm25 import BM25
+from unimoer.data.prompts import is_blank
 from unimoer.evaluation.fusion import combine
 from unimoer.library import UniMoER
 from unimoer.library.hits import timed
@@ -47,7 +48,7 @@ class Indexed:
                 own = {order[one.index]: one.score for one in listed}
                 first = {hit.id: hit.retrieval for hit in found.hits}
                 both = combine([({"": own}, 1.0), ({"": first}, config.first_stage_weight)])[""]
-                order.sort(key=lambda key: (-both[key], key))
+                order.sort(key=lambda key: (is_blank(texts[key]), -both[key], key))
         return [Passage(key, texts[key]) for key in order[: config.passages]]
 
 

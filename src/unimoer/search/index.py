@@ -114,16 +114,18 @@ class SearchIndex:
     def _of(cls, folder: Path, loaded: UniMoER) -> Self:
         """Opened after the model, which takes seconds: a writer may come meanwhile."""
         index = cls(Store.open(folder), loaded)
-        index._check()
+        index._checked(index._store)
         return index
 
-    def _check(self) -> None:
-        state = self._store.state
+    def _checked(self, store: Store) -> Store:
+        """Before it is shown: what holds vectors of another model is not searched, not even once."""
+        state = store.state
         if self._identity != state.identity:
             raise UserError(
-                f"{self._store.folder}: its vectors are of another model: {state.model} ({state.identity}), not of "
+                f"{store.folder}: its vectors are of another model: {state.model} ({state.identity}), not of "
                 f"{self.model.checkpoint} ({self._identity}); make another index, or name that model"
             )
+        return store
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -168,6 +170,10 @@ class SearchIndex:
             for key, text in pairs:
                 if not key:
                     raise UserError("a document has an empty id")
+                try:
+                    key.encode()
+                except UnicodeEncodeError:
+                    raise UserError(f"{key!r}: an id with half of a surrogate pair, which no file can hold") from None
                 digest = text_hash(text)
                 counts["superseded"] += key in wanted and wanted[key] != digest
                 wanted[key] = digest
@@ -235,7 +241,7 @@ class SearchIndex:
         """
         took: dict[str, float] = {}
         vector = None
-        if query.strip() and retrieve != "bm25":
+        if not self.model.model.prompter.is_blank(query) and retrieve != "bm25":
             with timed(took, "embed"):
                 vector = self.model.encode([query], "query")[0]
         found = self.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank, depth=depth, rrf=rrf, exact=exact)
@@ -268,7 +274,7 @@ class SearchIndex:
             raise ValueError(f"retrieve: '{retrieve}'{did_you_mean(retrieve, get_args(Retrieve))}")
         if k < 1 or depth < 1 or rerank < 0:
             raise ValueError(f"k: {k}, depth: {depth}, rerank: {rerank}; must be positive")
-        if not query.strip():
+        if self.model.model.prompter.is_blank(query):
             return Retrieved({}, [], {})
         return self._shown.retrieve(
             query,
@@ -284,8 +290,7 @@ class SearchIndex:
         """Open the index anew if another process has changed it; whether it had."""
         if self._store.current:
             return False
-        self._show(Store.open(self._store.folder))
-        self._check()
+        self._show(self._checked(Store.open(self._store.folder)))
         return True
 
     def _embed(self, store: Store, batch: dict[str, str], pending: list[Part], report: Report | None) -> Part:
@@ -296,8 +301,7 @@ class SearchIndex:
     def _writing(self) -> Iterator[Store]:
         """The lock, and the state as it is once it is held: another process may have written meanwhile."""
         with locked(self._store.folder):
-            self._show(Store.open(self._store.folder))
-            self._check()
+            self._show(self._checked(Store.open(self._store.folder)))
             yield self._store
 
     def _show(self, store: Store) -> None:

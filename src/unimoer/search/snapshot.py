@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unimoer.data.prompts import is_blank
 from unimoer.evaluation.fusion import combine, fuse
 from unimoer.library.hits import Hit, timed
 from unimoer.search.dense import Dense
@@ -68,8 +69,12 @@ def arrange(found: Retrieved, k: int, own: Sequence[float] | None = None) -> lis
     if own:
         top, rest = order[: len(own)], order[len(own) :]
         reranking = dict(zip(top, own, strict=True))
-        both = combine([({"": reranking}, 1.0), ({"": {key: scores[key] for key in top}}, WORDS)])[""]
-        order = sorted(top, key=lambda key: (-both[key], key)) + rest
+        both = dict(combine([({"": reranking}, 1.0), ({"": {key: scores[key] for key in top}}, WORDS)])[""])
+        blank = {key for key, text in zip(top, found.texts, strict=False) if is_blank(text)}
+        for key in blank:
+            # Nothing was read of it: it is no better than the worst of those that were.
+            both[key] = min(both.values())
+        order = sorted(top, key=lambda key: (key in blank, -both[key], key)) + rest
         lowest = both[order[len(top) - 1]] - (scores[rest[0]] if rest else 0.0)
         scores = {**both, **{key: scores[key] + lowest for key in rest}}
     texts = dict(zip(found.scores, found.texts, strict=False))

@@ -75,7 +75,7 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
         """Documents by relevance to a query, best first, as Jina and Cohere have it."""
         service.named(body.model)
         texts = [document if isinstance(document, str) else document.text for document in body.documents]
-        if not body.query.strip():
+        if service.model.model.prompter.is_blank(body.query):
             raise RefusedError(400, "query: is empty", param="query")
         service.check("query", [body.query])
         service.check("documents", texts)
@@ -200,7 +200,8 @@ def _texts(service: Service, body: EmbeddingRequest) -> list[str]:
         except ValueError as error:
             raise RefusedError(400, f"input: {error}", param="input") from None
     for place, text in enumerate(texts):
-        if not text:
+        # Control tokens and NUL never reach the model: a text of nothing else is none.
+        if not service.model.model.prompter.clean(text):
             where = "input" if len(texts) == 1 else f"input[{place}]"
             raise RefusedError(400, f"{where}: is empty", param="input")
     return texts

@@ -127,29 +127,41 @@ class Engine:
         self._accept(work, work.tokens)
         return work.future
 
-    def call(self, function: Callable[[], Any], tokens: int) -> Future[Any]:
+    def call(self, function: Callable[[], Any], tokens: int, *, first: bool = False) -> Future[Any]:
         """Anything else that computes, between two batches; `tokens` is about what that is.
 
-        Nothing to speak of, 0, goes first: it is one step of a request that has waited before.
+        `first`: before all that waits, but for what came `first` too. For a step of a request that has had its turn.
         """
-        work = _Call(function)
-        self._accept(work, tokens, first=tokens == 0)
+        work = _Call(function, first)
+        self._accept(work, tokens)
         return work.future
 
-    def _accept(self, work: Work | _Call, tokens: int, *, first: bool = False) -> None:
+    def reserve(self, tokens: int) -> Callable[[], None]:
+        """A place in the queue for what is not tokenised yet, until what is returned is called.
+
+        Raises:
+            QueueFullError, ClosedError: as `submit`.
+        """
         with self._changed:
-            if self._closing:
-                raise ClosedError
-            if self._tokens and self._tokens + tokens > self.queue_tokens:
-                raise QueueFullError(max(1.0, self._tokens / self._rate) if self._rate else 1.0)
+            self._admit(tokens)
+            self._tokens += tokens
+        return lambda: self._answered(tokens)
+
+    def _admit(self, tokens: int) -> None:
+        if self._closing:
+            raise ClosedError
+        if self._tokens and self._tokens + tokens > self.queue_tokens:
+            raise QueueFullError(max(1.0, self._tokens / self._rate) if self._rate else 1.0)
+
+    def _accept(self, work: Work | _Call, tokens: int) -> None:
+        with self._changed:
+            self._admit(tokens)
             if isinstance(work, Work) and not work.rows:
                 raise ValueError("nothing to compute")
             work.future.add_done_callback(lambda _: self._answered(tokens))
             self._tokens += tokens
-            if first:
-                self._queue.appendleft(work)
-            else:
-                self._queue.append(work)
+            ahead = sum(isinstance(other, _Call) and other.first for other in self._queue)
+            self._queue.insert(ahead if isinstance(work, _Call) and work.first else len(self._queue), work)
             self._changed.notify()
 
     def _answered(self, tokens: int) -> None:
@@ -264,8 +276,9 @@ class Engine:
 class _Call:
     """Anything else that computes."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], first: bool) -> None:
         self.future: Future[Any] = Future()
+        self.first = first
         self._function = function
 
     def run(self) -> None:

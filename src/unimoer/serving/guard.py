@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
@@ -30,7 +31,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
-        self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
+        # A key from a file ends in a line's end.
+        self._key = None if settings.api_key is None else settings.api_key.get_secret_value().strip().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,12 +100,17 @@ class Guard:
         return f"the body has more than {self.settings.max_body_bytes} bytes"
 
     def _measured(self, receive: Receive) -> Receive:
-        """A body that comes in pieces does not say its length first."""
-        seen = 0
+        """A body that comes in pieces does not say its length first, and one that never ends would hold up the end."""
+        seen, whole = 0, False
 
         async def measured() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            try:
+                message = await (receive() if whole else asyncio.wait_for(receive(), self.settings.body_seconds))
+            except TimeoutError:
+                whole = True
+                raise HTTPException(408, f"the body did not come in {self.settings.body_seconds:g} s") from None
+            whole = whole or not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self.settings.max_body_bytes:
                 raise HTTPException(413, self._too_large)

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from unimoer.library import UniMoER
 from unimoer.library.hits import timed
 from unimoer.library.model import Kind
 from unimoer.model.scoring import filled, score_candidates, with_blank
+from unimoer.runs.folder import run_of
 from unimoer.search import Hit, Hits, SearchIndex
 from unimoer.search.index import Retrieve
 from unimoer.search.snapshot import Retrieved, arrange
@@ -26,6 +28,12 @@ from unimoer.serving.token_ids import Decode, decoder
 from unimoer.types import Task
 
 log = logging.getLogger("unimoer.serving")
+Made = TypeVar("Made")
+
+CHARACTERS = 4
+"""Of a token, about."""
+LOOK_UP = 16
+"""Tokens that a look-up in the index counts as, about a short query's."""
 
 
 class RefusedError(Exception):
@@ -53,7 +61,8 @@ class Service:
         self, model: UniMoER, settings: Settings, *, index: SearchIndex | None = None, observe: Observe | None = None
     ) -> None:
         self.model, self.settings = model, settings
-        self.name = settings.name or model.checkpoint.name
+        # Of a run its folder, not that of the checkpoint in it.
+        self.name = settings.name or (run_of(model.checkpoint) or model.checkpoint.resolve()).name
         head = model.model.config.reranking
         self.reads_lists = head.kind.reads_lists
         self.decode: Decode | None = None
@@ -120,38 +129,45 @@ class Service:
         prompter = self.model.model.prompter
         tokenise = prompter.queries if kind == "query" else prompter.documents
         shortened: list[int] = []
-        ids = await self._tokenise(lambda: tokenise(texts, instruction, shortened=shortened))
+        with self._admitted(texts, kind):
+            ids = await self._tokenise(lambda: tokenise(texts, instruction, shortened=shortened))
         return await self._wait(self.engine.submit(Task.EMBEDDING, ids)), _used(ids, shortened)
 
     async def rerank(self, query: str, documents: Sequence[str], instruction: str | None) -> tuple[np.ndarray, Used]:
         """Relevance of each document, `[K]`, from 0 to 1, float64. That of a blank document is 0."""
         scores, used = await self._score(query, documents, instruction)
         relevance = self.model.model.head.relevance(scores)
-        relevance[[not text.strip() for text in documents]] = 0
+        relevance[[self.model.model.prompter.is_blank(text) for text in documents]] = 0
         return relevance, used
 
     async def _score(self, query: str, documents: Sequence[str], instruction: str | None) -> tuple[np.ndarray, Used]:
         """The head's own scores, `[K]` float32; a blank document, which is not read, has the lowest of the others."""
         self.can(Task.RERANKING)
-        places = filled(documents)
+        places = filled(self.model.model, documents)
         if not places:
             return np.zeros(len(documents), np.float32), Used(0, 0)
         listed = [documents[place] for place in places]
-        model = self.model.model
-        shortened: list[int] = []
+        with self._admitted(listed, "document"):
+            ids, used = await self._tokenise(lambda: self._prompts(query, listed, instruction))
         if self.reads_lists:
-            limit = model.config.prompts
-            used = Used(len(listed) * limit.max_document_tokens + limit.max_query_tokens, 0)
-
-            def score() -> np.ndarray:
-                return score_candidates(model, [query], [listed], instruction)[0]
-
-            found = await self._wait(self.engine.call(score, used.tokens))
+            model = self.model.model
+            found = await self._wait(
+                self.engine.call(lambda: score_candidates(model, [query], [listed], instruction)[0], used.tokens)
+            )
         else:
-            queries = [query] * len(listed)
-            ids = await self._tokenise(lambda: model.prompter.pairs(queries, listed, instruction, shortened=shortened))
-            found, used = await self._wait(self.engine.submit(Task.RERANKING, ids)), _used(ids, shortened)
+            found = await self._wait(self.engine.submit(Task.RERANKING, ids))
         return with_blank(found, places, len(documents)), used
+
+    def _prompts(self, query: str, documents: Sequence[str], instruction: str | None) -> tuple[list[list[int]], Used]:
+        """Token ids of the query with each document, or with all of them where the head reads lists."""
+        prompter, shortened, queries = self.model.model.prompter, list[int](), list[int]()
+        if self.reads_lists:
+            ids, _ = prompter.lists([query], [documents], instruction, shortened=shortened, shortened_queries=queries)
+        else:
+            repeated = [query] * len(documents)
+            ids = prompter.pairs(repeated, documents, instruction, shortened=shortened, shortened_queries=queries)
+        # The query is one text, however often it stands in a prompt.
+        return ids, _used(ids, [*shortened, *queries[:1]])
 
     async def search(self, query: str, k: int, retrieve: Retrieve, rerank: int) -> Hits[Hit]:
         """The index's best documents of a query, as they are now: another process may have changed it.
@@ -166,7 +182,7 @@ class Service:
             self.can(Task.RERANKING)
         took: dict[str, float] = {}
         vector = None
-        if query.strip() and retrieve != "bm25":
+        if not self.model.model.prompter.is_blank(query) and retrieve != "bm25":
             with timed(took, "embed"):
                 vectors, _ = await self.embed([query], "query", None)
                 vector = vectors[0]
@@ -175,7 +191,11 @@ class Service:
             await asyncio.to_thread(index.refresh)
             # It multiplies, so it has its turn among the batches: one thread computes.
             found: Retrieved = await self._wait(
-                self.engine.call(lambda: index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank), 0)
+                self.engine.call(
+                    lambda: index.retrieve(query, vector, k, retrieve=retrieve, rerank=rerank),
+                    LOOK_UP,
+                    first=vector is not None,
+                )
             )
         except UserError as error:
             # Deleted, damaged, or made anew with another model; its path is the operator's business.
@@ -203,7 +223,19 @@ class Service:
         found: dict[str, Any] = await self._wait(self.engine.call(lambda: routing_by_layer(model, ids, task), len(ids)))
         return found
 
-    async def _tokenise(self, function: Callable[[], list[list[int]]]) -> list[list[int]]:
+    def _admitted(self, texts: Sequence[str], kind: Kind) -> AbstractContextManager[object]:
+        """A place in the queue for texts that are still to be tokenised, by about as many tokens as they have.
+
+        Raises:
+            QueueFullError: there is none.
+        """
+        limits = self.model.model.config.prompts
+        most = limits.max_query_tokens if kind == "query" else limits.max_document_tokens
+        release = ExitStack()
+        release.callback(self.engine.reserve(sum(min(len(text) // CHARACTERS + 1, most) for text in texts)))
+        return release
+
+    async def _tokenise(self, function: Callable[[], Made]) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, function)
 
     async def _wait(self, future: Future[Any]) -> Any:

@@ -20,7 +20,10 @@ class Settings(BaseModel):
     max_texts: int = Field(2048, ge=1, description="Texts, documents or token lists in one request.")
     max_characters: int = Field(1_000_000, ge=1, description="Of one text. Texts are cut to the model's tokens anyway.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Of one request.")
-    batch_tokens: int | None = Field(None, ge=1, description="Of one forward pass; none: 2,048, or 16,384 on a GPU.")
+    body_seconds: float = Field(30, gt=0, description="To wait for the next piece of a request.")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="Taken from the queue together; none: 2,048, or 16,384 on a GPU."
+    )
     queue_tokens: int = Field(
         262_144,
         ge=1,
