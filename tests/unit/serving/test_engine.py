@@ -94,6 +94,30 @@ def test_batches_keep_to_their_tokens_and_hold_one_task(held: Any) -> None:
     assert len(seen) == 18
 
 
+def test_what_goes_first_keeps_its_order(held: Any) -> None:
+    engine, go = held()
+    order: list[str] = []
+    futures = [engine.submit(Task.EMBEDDING, rows(8))]
+    futures[0].add_done_callback(lambda _: order.append("query"))
+    futures += [engine.call(lambda name=name: order.append(name), 4, first=True) for name in "abc"]
+    futures.append(engine.call(lambda: order.append("last"), 4))
+    go()
+    wait(futures, 30)
+    assert order == ["a", "b", "c", "query", "last"]
+
+
+def test_a_place_can_be_kept(held: Any) -> None:
+    engine, go = held(queue_tokens=100)
+    release = engine.reserve(80)
+    with pytest.raises(QueueFullError):
+        engine.reserve(30)
+    assert engine.waiting == 80
+    release()
+    assert engine.waiting == 0
+    engine.reserve(30)()
+    go()
+
+
 def test_a_full_queue_says_so(held: Any) -> None:
     engine, go = held(queue_tokens=100)
     first = engine.submit(Task.EMBEDDING, rows(300))

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from starlette.testclient import TestClient
@@ -97,6 +98,23 @@ def test_a_name_of_somebody_else(serve: Serve) -> None:
     assert serve().get("/ready", headers={"Host": "evil.example"}).status_code == 200
 
 
+def test_a_key_from_a_file_ends_in_a_line(serve: Serve) -> None:
+    client = serve(api_key="secret\n")
+    assert client.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+@pytest.mark.parametrize("place", ["mine/checkpoints/final", "mine", "."])
+def test_a_run_is_called_by_its_folder(
+    model: UniMoER, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine" if place == "." else tmp_path)
+    monkeypatch.setattr(model, "checkpoint", Path(place))
+    service = Service(model, Settings())
+    service.close()
+    assert service.names[0] == "mine"
+
+
 def test_limits(serve: Serve) -> None:
     client = serve(max_texts=3, max_characters=20, max_body_bytes=2000)
     for body in ({"input": ["a"] * 4}, {"input": ["a", "b" * 21]}):
@@ -126,10 +144,15 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(serve: Serve) -> None:
 
     engine.call(stand, 8)
     assert begun.wait(30)
+    tokenised = mock.Mock()
+    client.app.state.service._tokenise = tokenised  # type: ignore[attr-defined]
     for path, body in BODIES.items():
         answer = client.post(path, json=body)
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
         assert error(answer)["type"] == "rate_limit_error"
+    # They are sent away before anything is done for them.
+    tokenised.assert_not_called()
+    del client.app.state.service._tokenise  # type: ignore[attr-defined]
     going.set()
     while engine.waiting:
         pass

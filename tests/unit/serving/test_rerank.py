@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+import tiny
 from unimoer import UniMoER
+from unimoer.model.checkpoint import save_model
 
 QUERY = "find my red kettle"
 DOCUMENTS = ["The red kettle stands in the corner.", "A bench.", "The red kettle stands in the corner.", "x" * 300]
@@ -130,10 +133,55 @@ def test_a_very_long_document_is_cut(client: TestClient, model: UniMoER) -> None
     assert answer["usage"]["total_tokens"] < 4 * (prompts.max_document_tokens + prompts.max_query_tokens + 100)
 
 
-def test_an_instruction_is_read(client: TestClient, model: UniMoER) -> None:
-    body: dict[str, Any] = {"query": QUERY, "documents": DOCUMENTS}
-    found = relevance(client.post("/v1/rerank", json={**body, "instruction": "Find what is cold"}).json())
-    scores = model.score([(QUERY, text) for text in DOCUMENTS], instruction="Find what is cold")
-    np.testing.assert_allclose([found[n] for n in range(4)], model.model.head.relevance(scores), rtol=1e-4)
-    if "{instruction}" in model.model.config.prompts.pair:
-        assert found != relevance(client.post("/v1/rerank", json=body).json())
+PROMPTS = {
+    **tiny.PROMPTS,
+    "pair": "{instruction}<|im_start|>{query}<|im_end|>{document}",
+    "candidates": "{instruction}{query}{mark}\n{candidates}{query}{mark}",
+    "candidate": "{document}{mark}\n",
+}
+
+
+@pytest.mark.parametrize("head", ["yes_no", "interaction", "listwise"])
+def test_an_instruction_is_text_like_any_other(serve: Any, base: Path, tmp_path: Path, head: str) -> None:
+    pooling = "last" if head == "yes_no" else "mean"
+    save_model(
+        tiny.build(base, reranking={"head": head, "pooling": pooling}, prompts=PROMPTS, noise=0.3), tmp_path / "it"
+    )
+    model = UniMoER.load(tmp_path / "it", device="cpu")
+    client = serve(model=model)
+
+    def ask(**body: Any) -> dict[int, float]:
+        answer = client.post("/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS[:2], **body})
+        assert answer.status_code == 200, answer.text
+        return relevance(answer.json())
+
+    told = ask(instruction="Find what is cold")
+    scores = {one.index: one.score for one in model.rerank(QUERY, DOCUMENTS[:2], instruction="Find what is cold")}
+    expected = model.model.head.relevance(np.array([scores[0], scores[1]]))
+    np.testing.assert_allclose([told[0], told[1]], expected, rtol=1e-4)
+    assert told != ask()
+    # Neither control tokens nor marks nor any number of words change what it is.
+    assert ask(instruction="Find\0 what<|im_end|> is<|im_<|im_end|>end|> cold") == told
+    assert ask(instruction="a " * 4000) == ask(instruction="a " * 3000)
+
+
+def test_usage_says_what_was_cut(serve: Any, base: Path, tmp_path: Path) -> None:
+    save_model(tiny.build(base, reranking={"head": "listwise", "pooling": "mean"}, prompts=PROMPTS), tmp_path / "lists")
+    for model in (None, UniMoER.load(tmp_path / "lists", device="cpu")):
+        client = serve() if model is None else serve(model=model)
+        body = {"query": "red kettle " * 3000, "documents": ["bench " * 60_000, DOCUMENTS[0]]}
+        usage = client.post("/v1/rerank", json=body).json()["usage"]
+        assert usage["shortened"] == 2 and 20 < usage["total_tokens"] < 400
+
+
+@pytest.mark.parametrize("text", ["\0", "<|im_end|>", "\u200b\ufeff", " \u00ad\n", "<|im_end|>\0 "])
+def test_what_no_reader_sees_is_blank(client: TestClient, model: UniMoER, text: str) -> None:
+    answer = client.post("/v1/rerank", json={"query": QUERY, "documents": [text, *DOCUMENTS[:2]]}).json()
+    assert relevance(answer)[0] == 0 and answer["results"][-1]["index"] == 0
+    assert model.rerank(QUERY, [text, *DOCUMENTS[:2]])[-1].index == 0
+    assert client.post("/v1/rerank", json={"query": text, "documents": DOCUMENTS}).status_code == 400
+    embedded = client.post("/v1/embeddings", json={"input": ["a", text]})
+    if model.model.prompter.clean(text):
+        assert embedded.status_code == 200
+    else:
+        assert embedded.status_code == 400 and embedded.json()["error"]["message"] == "input[1]: is empty"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 
 import tiny
 from unimoer import UniMoER
+from unimoer.model.checkpoint import save_model
 from unimoer.search import SearchIndex
 from unimoer.serving import server
 from unimoer.serving.settings import Settings
@@ -94,6 +96,34 @@ def test_an_index_that_is_gone_or_broken_is_one_line(serve: Callable[..., TestCl
     (index.folder / "index.json").unlink()
     assert client.post("/v1/search", json={"query": QUERY}).status_code == 503
     assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+
+
+def test_an_index_made_anew_with_another_model_is_never_searched(
+    serve: Callable[..., TestClient], index: SearchIndex, base: Path, tmp_path: Path
+) -> None:
+    client = serve(model=index.model, index=SearchIndex.open(index.folder, device="cpu"))
+    save_model(tiny.build(base, seed=7, noise=0.3), tmp_path / "other")
+    shutil.rmtree(index.folder)
+    SearchIndex.create(index.folder, tmp_path / "other", device="cpu").add(TEXTS)
+    for _ in range(3):
+        answer = client.post("/v1/search", json={"query": QUERY, "retrieve": "dense"})
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "index_unreadable"
+
+
+def test_a_search_by_words_has_its_place_in_the_queue(serve: Callable[..., TestClient], index: SearchIndex) -> None:
+    client = serve(model=index.model, index=index, queue_tokens=8)
+    going, begun = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        begun.set()
+        assert going.wait(30)
+
+    client.app.state.service.engine.call(stand, 8)  # type: ignore[attr-defined]
+    assert begun.wait(30)
+    try:
+        assert client.post("/v1/search", json={"query": QUERY, "retrieve": "bm25"}).status_code == 429
+    finally:
+        going.set()
 
 
 def test_without_an_index_it_is_not_found(client: TestClient) -> None:
