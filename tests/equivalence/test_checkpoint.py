@@ -170,9 +170,15 @@ def test_outputs_that_drifted_are_refused(saved: Path, base: Path) -> None:
     assert "golden outputs differ" in refused(saved)
     assert torch.isfinite(outputs(load_model(saved, tiny.CPU, verify=False))[0]).all()
     settings = json.loads((saved / "unimoer.json").read_text())["model"]
-    settings["prompts"]["query"] = "find {query}"
-    change(saved, model=settings, golden=golden)
+    for field, template in (("query", "find {query}"), ("document", "text {document}")):
+        prompts = {**settings["prompts"], field: template}
+        change(saved, model={**settings, "prompts": prompts}, golden=golden)
+        assert "golden outputs differ" in refused(saved)
+    # Its own texts, whatever this version's are; older files name none, and no document's vector.
+    change(saved, model=settings, golden={**golden, "query": "something else"})
     assert "golden outputs differ" in refused(saved)
+    change(saved, golden={key: golden[key] for key in ("embedding", "score", "dtype")})
+    load_model(saved, tiny.CPU)
 
 
 def test_another_tokenizer_of_the_same_base_is_refused(base: Path, tmp_path: Path) -> None:

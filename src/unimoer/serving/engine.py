@@ -238,6 +238,11 @@ class Engine:
             outputs = list(self._outputs(task, batch))
         except Exception as error:
             log.exception("a batch failed", extra={"task": task.value, "rows": count})
+            if len(batch) > 1:
+                # One by one it shows whose fault it is.
+                for one in batch:
+                    self._compute(task, [one])
+                return
             for work, _ in batch:
                 work.waiting.clear()
                 work.fail(error)

@@ -77,6 +77,40 @@ def test_blank_documents_are_not_read_and_come_last(base: Path, tmp_path: Path, 
     assert model.rerank(QUERY, ["", " "]) == [(0, 0, ""), (1, 0, " ")]
 
 
+def test_equal_texts_of_a_long_list_have_equal_scores_and_keep_their_order(model: UniMoER) -> None:
+    """They would fall into other batches, beside other lengths."""
+    texts = [f"{'The bench is very old. ' * (number % 6)}{number % 60}" for number in range(150)]
+    found = model.rerank(QUERY, texts, batch_tokens=128)
+    scores = {one.index: one.score for one in found}
+    places = {one.index: place for place, one in enumerate(found)}
+    for number in range(90):
+        assert scores[number] == scores[number + 60] and places[number] < places[number + 60]
+    pairs = [(QUERY, text) for text in texts]
+    assert [scores[number] for number in range(150)] == model.score(pairs, batch_tokens=128).tolist()
+    vectors = model.encode(texts, "document", batch_tokens=128)
+    assert (vectors[:90] == vectors[60:]).all()
+
+
+def test_single_pairs_go_through_the_model_together(model: UniMoER, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is shared between other queries, and the order in which a query's pairs are given is no matter."""
+    queries = [f"find my kettle number {number % 20}" for number in range(40)]
+    pairs = [(query, f"bench {number}") for number, query in enumerate(queries)]
+    alone = np.concatenate([model.score([pair]) for pair in pairs])
+    passes: list[int] = []
+    decode = model.model.decoder.forward
+    monkeypatch.setattr(
+        model.model.decoder,
+        "forward",
+        lambda batch, **rest: passes.append(len(batch.input_ids)) or decode(batch, **rest),
+    )
+    np.testing.assert_allclose(model.score(pairs), alone, atol=1e-4)
+    # A beginning and its two documents.
+    assert len(passes) <= 2 * 20
+    passes.clear()
+    np.testing.assert_allclose(model.score(pairs[:20]), alone[:20], atol=1e-4)
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("around", [0, 2, 5, 63])
 def test_a_text_does_not_depend_on_the_texts_beside_it(model: UniMoER, around: int) -> None:
     others = [f"{'The bench is very old. ' * (number % 7)}{number}" for number in range(around)]

@@ -20,7 +20,7 @@ from unimoer.errors import UserError
 from unimoer.evaluation.fusion import combine, fuse
 from unimoer.library.identity import identity
 from unimoer.model.checkpoint import save_model
-from unimoer.search import Hits, SearchIndex, changes, neighbours
+from unimoer.search import Hits, SearchIndex, changes, neighbours, store
 from unimoer.search.snapshot import WORDS
 
 TEXTS = {key: document.content for key, document in tiny.dataset("kitchen").corpus.items()}
@@ -83,6 +83,16 @@ def test_the_best_are_scored_again_and_the_rest_follow(model: UniMoER, checkpoin
     both = combine([({"": own}, 1.0), ({"": {hit.id: hit.retrieval for hit in plain.hits[:5]}}, WORDS)])[""]
     assert [hit.id for hit in again.hits[:5]] == sorted(both, key=lambda key: -both[key])
     assert again.milliseconds.keys() == {"embed", "dense", "bm25", "rerank"}
+
+
+@pytest.mark.parametrize("text", [" \n", "\u200b"])
+def test_a_blank_document_is_the_last_of_those_that_are_scored_again(
+    checkpoint: Path, tmp_path: Path, text: str
+) -> None:
+    found = made(tmp_path / "index", checkpoint, {"blank": text, "a": "red kettle", "b": "an oak bench", "c": "a pond"})
+    hits = found.search(QUERY, 4, retrieve="dense", rerank=4).hits
+    assert len(hits) == 4 and hits[-1].id == "blank"
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
 def test_documents_come_change_and_go_without_a_rebuild(
@@ -246,6 +256,53 @@ def test_a_kill_leaves_the_last_complete_state(
     assert [path.name for path in folder.glob("faiss/*")] == ([] if ann == "exact" else [after._store.state.faiss])
 
 
+CHANGES: dict[str, Callable[[SearchIndex], Any]] = {
+    "delete": lambda index: index.delete([f"d{number}" for number in range(0, 30, 3)]),
+    "keep_only": lambda index: index.keep_only([f"d{number}" for number in range(8)]),
+    "ann": lambda index: SearchIndex.create(index.folder, index.model.checkpoint, ann="hnsw", device="cpu"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("moment", ["building", "before", "after"])
+def test_a_kill_in_any_other_change_does_so_too(
+    change: str, moment: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While BM25 or FAISS's file is built, just before the new state counts, and just after, before old files go."""
+    monkeypatch.setattr(changes, "PART", 10)
+    folder = tmp_path / "index"
+    before, wanted = made(folder, checkpoint), made(tmp_path / "wanted", checkpoint)
+    CHANGES[change](wanted)
+    wanted = SearchIndex.open(tmp_path / "wanted", device="cpu")
+
+    def work() -> None:
+        def die(*_: Any, **__: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if moment == "building":
+            monkeypatch.setattr(changes, "build" if change == "ann" else "BM25", die)
+        else:
+            write = store.write_json
+            monkeypatch.setattr(
+                store, "write_json", lambda path, content: die(moment == "after" and write(path, content))
+            )
+        CHANGES[change](SearchIndex.open(folder, device="cpu"))
+
+    assert killed(work)
+    found = SearchIndex.open(folder, device="cpu")
+    expected = wanted if moment == "after" else before
+    assert len(found) == len(expected) and found.kind == expected.kind
+    same(found.search(QUERY, 30), expected.search(QUERY, 30))
+    # And the next change finds nothing in its way, and clears away what was left.
+    CHANGES[change](found)
+    again = SearchIndex.open(folder, device="cpu")
+    again.add({"new": "a new one"})
+    wanted.add({"new": "a new one"})
+    same(again.search(QUERY, 31), wanted.search(QUERY, 31))
+    assert {path.name for path in (folder / "parts").iterdir()} == set(again._store.state.parts)
+    assert len(list((folder / "bm25").iterdir())) == 1
+
+
 def test_what_another_call_had_begun_is_not_added(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "index"
     found = made(folder, checkpoint, {"a": "red kettle"})
@@ -292,6 +349,8 @@ def test_folders_that_are_no_index(checkpoint: Path, tmp_path: Path) -> None:
     for wrong in ({"retrieve": "sparse"}, {"depth": 0}, {"rerank": -1}):
         with pytest.raises(ValueError):
             found.search(QUERY, **wrong)
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        found.add({"a\ud800": "a text"})
     with pytest.raises(UserError, match="a document has an empty id"):
         found.add({"": "x"})
     content = json.loads((tmp_path / "index" / "index.json").read_text())
@@ -437,6 +496,17 @@ def test_settings_that_no_vector_depends_on_do_not_count(base: Path, tmp_path: P
     prompts = one.model.config.prompts.model_copy(update={"max_document_tokens": 31})
     one.model.config = one.model.config.model_copy(update={"prompts": prompts})
     assert identity(one) != before
+
+
+def test_a_model_of_another_router_is_another(base: Path, tmp_path: Path) -> None:
+    """With the same weights: neither of these has any."""
+    found = set()
+    for router in ("hard", "uniform"):
+        adapter = {"rank": 4, "experts": {"embedding": 2, "reranking": 2}, "router": {"type": router}}
+        save_model(tiny.build(base, adapter=adapter, noise=0.3), tmp_path / router)
+        found.add(identity(UniMoER.load(tmp_path / router, device="cpu")))
+    first, second = ((tmp_path / router / "adapter.safetensors").read_bytes() for router in ("hard", "uniform"))
+    assert first == second and len(found) == 2
 
 
 @pytest.mark.parametrize(

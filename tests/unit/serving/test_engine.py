@@ -158,6 +158,26 @@ def test_a_failed_batch_fails_its_requests_alone(held: Any, monkeypatch: pytest.
     assert engine.waiting == 0
 
 
+def test_one_request_does_not_fail_those_of_its_batch(
+    held: Any, model: UniMoER, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, go = held()
+
+    def fails_on_long_ones(given: Any, ids: Any, **settings: Any) -> Any:
+        if max(map(len, ids)) > 30:
+            raise RuntimeError("out of memory")
+        return encode(given, ids, **settings)
+
+    monkeypatch.setattr(module, "encode", fails_on_long_ones)
+    short = rows(8, 9)
+    good, bad = engine.submit(Task.EMBEDDING, short), engine.submit(Task.EMBEDDING, rows(40))
+    go()
+    np.testing.assert_allclose(good.result(30), encode(model.model, short), atol=1e-5)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bad.result(30)
+    assert engine.waiting == 0 and engine.alive
+
+
 def test_closing_finishes_what_was_accepted(held: Any) -> None:
     engine, go = held()
     futures = [engine.submit(Task.RERANKING, rows(*[20] * 30)) for _ in range(5)]
