@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unimoer.errors import UserError, did_you_mean
 from unimoer.library.portable import save_portable
 from unimoer.model.backbone import read_architecture, resolve_device
-from unimoer.model.checkpoint import load_model
+from unimoer.model.checkpoint import load_model, read_description, verify_golden
 from unimoer.model.inference import Report, encode, usual_budget
 from unimoer.model.scoring import filled, score_candidates, with_blank
 from unimoer.model.unified import UnifiedModel
@@ -54,14 +54,17 @@ class UniMoER:
     def load(cls, folder: str | Path, *, device: str = "auto", verify: bool = True) -> Self:
         """From a run folder, a checkpoint, what `save` wrote, or a model of this package by its name.
 
-        One LoRA is merged into the weights. `verify` computes the golden outputs again before that.
+        One LoRA is merged into the weights. `verify` computes the golden outputs again, before that and after.
 
         Raises:
             UserError: there is no finished checkpoint, its base is missing or another, or golden outputs differ.
         """
         checkpoint = checkpoint_folder(Path(folder).expanduser())
         model = load_model(checkpoint, resolve_device(device), verify=verify)
-        return cls(model, checkpoint, trained_tasks(checkpoint))
+        loaded = cls(model, checkpoint, trained_tasks(checkpoint))
+        if verify:
+            verify_golden(loaded.model, read_description(checkpoint)["golden"], checkpoint, served=True)
+        return loaded
 
     def save(
         self,

@@ -22,7 +22,7 @@ from unimoer.config import RagConfig, parse_rag
 from unimoer.config.rag import System
 from unimoer.errors import UserError
 from unimoer.evaluation.serving import weight_bytes
-from unimoer.files import write_bytes
+from unimoer.files import read_json, write_bytes, write_json
 from unimoer.model.backbone import resolve_device
 from unimoer.provenance import environment
 from unimoer.rag.asked import ASKED, read_asked
@@ -33,7 +33,7 @@ from unimoer.runs.memory import peak_memory_mb, reset_peak_memory
 from unimoer.runtime import favour_memory, favour_speed, release_freed
 from unimoer.schema import RagAnswer, RagCosts, RagPlan, read_lines, read_record, write_record
 
-COSTS = "costs.json"
+COSTS, MODELS = "costs.json", "models.json"
 
 
 def system_folder(folder: Path, system: System) -> Path:
@@ -74,6 +74,7 @@ def _answer(folder: Path, name: str, loaded: Loaded, watch: Watch) -> None:
         watch(Event("say", f"{system}: embedding passages of {name}", f"{count:,} of {total:,}"))
 
     pipeline = loaded.open(index_folder(folder, system, name), passages, report)
+    _check_models(system_folder(folder, system), loaded.models())
     pipeline.warm(todo[0])
     path = answers_file(folder, system, name)
     _mend(path)
@@ -88,6 +89,18 @@ def _answer(folder: Path, name: str, loaded: Loaded, watch: Watch) -> None:
                 raise UserError(f"{path}: cannot be written: {error.strerror}; free space and run again") from None
             watch(Event("spent", work=system, units=1, seconds=time.perf_counter() - started))
             watch(Event("say", f"{system}: answering {name}", f"{number:,} of {len(questions):,}"))
+
+
+def _check_models(folder: Path, found: dict[str, str]) -> None:
+    """Raises: UserError when the answers that are there are of other models: one was trained again in its place."""
+    path = folder / MODELS
+    before = read_json(path) if path.exists() else found
+    for part, name in before.items():
+        if found.get(part) != name:
+            raise UserError(
+                f"{folder}: answers of another {part}, {name}, now {found.get(part)}; choose another --output"
+            )
+    write_json(path, found)
 
 
 def measure(folder: Path, system: System, config: RagConfig, device: torch.device, watch: Watch) -> RagCosts:

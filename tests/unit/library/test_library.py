@@ -17,6 +17,7 @@ import tiny
 from unimoer import Ranked, UniMoER
 from unimoer.errors import UserError
 from unimoer.files import read_json, write_json
+from unimoer.model.adapter import MoELoRALinear
 from unimoer.model.checkpoint import save_model
 from unimoer.model.inference import encode
 from unimoer.model.scoring import score_candidates
@@ -227,6 +228,22 @@ def test_a_folder_that_was_changed_is_refused(
         UniMoER.load(tmp_path / "changed", device="cpu")
     if "golden" in changes:
         UniMoER.load(tmp_path / "changed", device="cpu", verify=False)
+
+
+def test_weights_that_come_out_wrong_when_they_are_served_are_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they would by a kernel that is broken on a machine."""
+    merge = MoELoRALinear.merge
+
+    def wrong(module: MoELoRALinear) -> None:
+        merge(module)
+        module.weight.data *= 1.5
+
+    monkeypatch.setattr(MoELoRALinear, "merge", wrong)
+    with pytest.raises(UserError, match=r"golden outputs differ.*this machine serves it wrongly"):
+        UniMoER.load(checkpoint, device="cpu")
+    UniMoER.load(checkpoint, device="cpu", verify=False)
 
 
 def test_a_run_serves_what_it_was_trained_for_and_its_card_says_how_well(experiment: Make, tmp_path: Path) -> None:

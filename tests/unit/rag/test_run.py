@@ -147,6 +147,21 @@ def test_another_experiment_is_refused(make: Make, tmp_path: Path, inside: list[
             start(make(**few), tmp_path / "other")
 
 
+def test_answers_of_two_models_are_not_mixed(make: Make, tmp_path: Path, inside: list[tuple[str, str]]) -> None:
+    """A model that was trained again in its place has the same name."""
+    config = make(baselines=[], two_models=None)
+    start(config, tmp_path / "rag")
+    place = tmp_path / "rag" / "systems" / "unified"
+    answers, models = place / "kitchen.jsonl", json.loads((place / "models.json").read_text())
+    assert models.keys() == {"generator", "embedder", "reranker"}
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
+    (place / "models.json").write_text(json.dumps(models | {"reranker": "mine (0123456789abcdef)"}))
+    with pytest.raises(UserError, match=r"unified: answers of another reranker, mine \(0123456789abcdef\), now"):
+        start(config, tmp_path / "rag")
+    (place / "models.json").write_text(json.dumps(models))
+    start(config, tmp_path / "rag")
+
+
 def test_what_cannot_begin_leaves_nothing_behind(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone.jsonl: no such file"):
         start(make(questions={"kitchen": {"source": "gone.jsonl"}}), tmp_path / "rag")
