@@ -19,13 +19,14 @@ ROWS = 32
 
 def block(weight: Tensor) -> Tensor:
     """`[d_out, d_in]` in oneDNN's layout, or as it is where there is none; `to_dense` gives it back."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not _supported():
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not supported():
         return weight
     found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
     return found
 
 
-def _supported() -> bool:
+def supported() -> bool:
+    """Whether this processor and this PyTorch have such a layout."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     # Not public: a later PyTorch may name them otherwise.
